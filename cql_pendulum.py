@@ -1,0 +1,902 @@
+"""Conservative Q-Learning on Pendulum: the page "Offline RL" of the Simple_Reinforcement_Learning course, complete and right.
+
+A SAC teacher learns Pendulum-v1 online; its transitions are frozen into a dataset; a CQL student learns from that dataset
+alone. Read this file beside the page: names, shapes and constants are the page's. Four of the page's formulas are wrong
+(ERRATA below); each is corrected here, and a comment that begins with "Page:" stands where ours differs.
+
+    python cql_pendulum.py                  # the main job: teacher, dataset, student, pictures
+    python cql_pendulum.py --help           # the options
+
+Papers: SAC = Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications" (arXiv 1812.05905);
+CQL = Kumar et al. 2020, "Conservative Q-Learning for Offline Reinforcement Learning" (arXiv 2006.04779);
+Pardo et al. 2018, "Time Limits in Reinforcement Learning" (arXiv 1712.00378).
+"""
+import argparse
+import csv
+import functools
+import io
+import itertools
+import json
+import math
+import os
+import pathlib
+import platform
+import random
+import shlex
+import signal
+import sys
+import time
+
+import gym
+import numpy as np
+import torch
+
+__all__ = ["CQL", "Data", "ERRATA", "MyWrapper", "SAC", "env"]
+
+# The page's constants.
+BATCH = 64            # rows in a batch
+CAPACITY = 100_000    # rows that a Data keeps
+EPISODE = 200         # steps of an episode, and the teacher's updates after each
+SAMPLES = 5           # torques of each kind (random, current, next) for each state in CQL's penalty
+WEIGHT = 5.0          # of CQL's penalty
+TORQUE = 2.0          # Pendulum's torque lies in [-2, 2] N m
+GAMMA = 0.99          # discount for each step
+TAU = 0.005           # soft update of the target critics
+TARGET_ENTROPY = -1.0  # minus the number of action dimensions (SAC, section 5)
+
+ERRATA = {
+    "jacobian": "log(1 - tanh(action)^2) where action is already a tanh; right: log(1 - action^2)",
+    "sign": "the penalty subtracts the entropy of the policy's torques; right: it subtracts log pi, that is, adds the entropy",
+    "range": "random torques from (-1, 1) and log pi per unit of tanh; right: (-2, 2), and all densities per unit of torque",
+    "timeout": "the 200-step limit is stored as a terminal state; right: the target goes on past it",
+}
+
+
+class UserError(ValueError):
+    """A mistake of the user's: the message says in one line what was wrong, where, and what to do."""
+
+
+def check_errata(as_printed):
+    """The names of the errata to restore, as a frozenset; raises UserError for a name that is not in ERRATA."""
+    names = frozenset([as_printed] if isinstance(as_printed, str) else as_printed)
+    if unknown := sorted(names - ERRATA.keys()):
+        raise UserError(f"as-printed: no erratum is called {', '.join(unknown)}; there are {', '.join(ERRATA)}")
+    return names
+
+
+class MyWrapper(gym.Wrapper):
+    """Pendulum-v1 with the page's interface. A state is (cos angle, sin angle, speed in rad/s), upright at angle 0; a reward
+    is -(angle^2 + 0.1 speed^2 + 0.001 torque^2), between -16.3 and 0."""
+
+    def __init__(self):
+        # gym's checker uses np.bool8, which NumPy 2 no longer has
+        env = gym.make("Pendulum-v1", render_mode="rgb_array", disable_env_checker=True)
+        super().__init__(env)
+        self.env = env
+        self.step_n = 0
+
+    def reset(self, seed=None):
+        """Start an episode; a seed fixes this start and all later ones. Returns the state, float32 [3]."""
+        state, _ = self.env.reset(seed=seed)
+        self.step_n = 0
+        return state
+
+    def step(self, action):
+        """Apply the torque [action] for 0.05 s. Returns state, reward, done, info; info["timeout"] tells a time limit."""
+        state, reward, terminated, truncated, info = self.env.step(action)
+        self.step_n += 1
+        done = terminated or truncated or self.step_n >= EPISODE
+        info["timeout"] = done and not terminated
+        return state, reward, done, info
+
+    def show(self):
+        """Draw the pendulum as it is now, in a window or a notebook's output."""
+        from matplotlib import pyplot
+        pyplot.imshow(self.env.render())
+        pyplot.axis("off")
+        pyplot.pause(0.01)
+        pyplot.clf()
+
+
+env = MyWrapper()
+
+
+class Data:
+    """Transitions in the order in which they were collected: the teacher's replay buffer, then the student's dataset.
+
+    `rows` is float32 [n, 10], n at most 100,000: state 0:3, action 3, reward 4, next_state 5:8, terminal 8, timeout 9.
+    """
+
+    def __init__(self, as_printed=()):
+        self.as_printed = check_errata(as_printed)
+        self.rows = np.empty([0, 10], np.float32)
+        self.frozen = False
+
+    @property
+    def datas(self):
+        """The page's list of (state, action, reward, next_state, over), built anew at each call."""
+        over = self.rows[:, 8:].any(axis=1) if "timeout" in self.as_printed else self.rows[:, 8] > 0
+        return [(row[:3], float(row[3]), float(row[4]), row[5:8], bool(end)) for row, end in zip(self.rows, over)]
+
+    def update_data(self, agent):
+        """Play one episode in `env` with the agent's actions and append it; raises RuntimeError on a frozen dataset."""
+        if self.frozen:
+            raise RuntimeError("this dataset is frozen: offline training never adds to it. Collect into a new Data()")
+        rows = []
+        state = env.reset()
+        over = False
+        while not over:
+            action = agent.get_action(state)
+            next_state, reward, over, info = env.step([action])
+            rows.append([*state, action, reward, *next_state, over and not info["timeout"], info["timeout"]])
+            state = next_state
+        self.rows = np.concatenate([self.rows, np.array(rows, np.float32)])[-CAPACITY:]
+
+    def get_sample(self):
+        """64 rows drawn without replacement: state, action, reward, next_state, over.
+
+        float32 [64, 3], [64, 1], [64, 1], [64, 3] and int64 [64, 1]; raises ValueError when there are fewer than 64 rows.
+        """
+        if len(self.rows) < BATCH:
+            raise ValueError(f"a sample is {BATCH} different rows, and this dataset has {len(self.rows)}")
+        batch = torch.from_numpy(self.rows[random.sample(range(len(self.rows)), BATCH)])
+        state, action, reward, next_state, terminal, timeout = batch.split([3, 1, 1, 3, 1, 1], dim=1)
+        # Page: over is set at the 200-step limit too. A time limit is no terminal state (Pardo et al. 2018, section 3).
+        over = torch.maximum(terminal, timeout) if "timeout" in self.as_printed else terminal
+        return state, action, reward, next_state, over.long()
+
+    def freeze(self):
+        """From here on the rows cannot change: NumPy refuses to write to them, update_data raises. Returns self."""
+        self.rows = self.rows.copy()
+        self.rows.setflags(write=False)
+        self.frozen = True
+        return self
+
+    def episodes(self):
+        """The rows split into episodes, oldest first."""
+        ends = np.flatnonzero(self.rows[:, 8:].any(axis=1)) + 1
+        return [rows for rows in np.split(self.rows, ends) if len(rows)]
+
+    def returns(self):
+        """The undiscounted return of each episode, [episodes]."""
+        return np.array([rows[:, 4].sum(dtype=np.float64) for rows in self.episodes()])
+
+    def keep(self, first=None, last=None):
+        """Keep the first (weak) or the last (expert) episodes alone; raises UserError when there are fewer. Returns self."""
+        episodes = self.episodes()
+        if max(first or 0, last or 0) > len(episodes):
+            option, count = ("--first", first) if first else ("--last", last)
+            raise UserError(f"{option} {count}: the data has {len(episodes)} episodes; choose at most that many")
+        self.rows = np.concatenate(episodes[:first] if first else episodes[-last:] if last else episodes)
+        return self
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015, algorithm 1) as one call of PyTorch's fused kernel.
+
+    torch.optim.Adam(fused=True) runs the same kernel behind 0.1 ms of Python for each step.
+    """
+
+    def __init__(self, parameters, lr):
+        self.parameters, self.lr = list(parameters), lr
+        self.exp_avgs = [torch.zeros_like(p) for p in self.parameters]
+        self.exp_avg_sqs = [torch.zeros_like(p) for p in self.parameters]
+        self.steps = [torch.zeros(()) for _ in self.parameters]
+
+    def step(self, loss):
+        """One step down the gradient of the loss, a scalar; no other parameter gets a gradient."""
+        gradients = torch.autograd.grad(loss, self.parameters)
+        with torch.no_grad():
+            torch._foreach_add_(self.steps, 1)
+            torch._fused_adam_(self.parameters, gradients, self.exp_avgs, self.exp_avg_sqs, [], self.steps, lr=self.lr,
+                               beta1=0.9, beta2=0.999, weight_decay=0, eps=1e-8, amsgrad=False, maximize=False)
+
+
+class SAC:
+    """Soft Actor-Critic: the online teacher, and (with `--student sac`) the student without a penalty."""
+
+    class ModelAction(torch.nn.Module):
+        """The policy: a Gaussian squashed by tanh and scaled to torques in [-2, 2]."""
+
+        def __init__(self, as_printed=()):
+            super().__init__()
+            self.as_printed = as_printed
+            self.fc_state = torch.nn.Sequential(torch.nn.Linear(3, 128), torch.nn.ReLU(inplace=True))
+            self.fc_mu = torch.nn.Linear(128, 1)
+            self.fc_std = torch.nn.Sequential(torch.nn.Linear(128, 1), torch.nn.Softplus())
+
+        def forward(self, state):
+            """[b, 3] -> a torque [b, 1] and its entropy [b, 1] = -log density per unit of tanh (SAC, equation 26)."""
+            return self.sample(state, 1)
+
+        def sample(self, state, n):
+            """[b, 3] -> n torques for each state, [b, n], and their entropies, [b, n]."""
+            state = self.fc_state(state)                              # [b, 3] -> [b, 128]
+            mu, std = self.fc_mu(state), self.fc_std(state)           # [b, 128] -> [b, 1]
+            noise = torch.randn(len(state), n)
+            action = torch.addcmul(mu, std, noise).tanh()             # [b, n]
+            # log of the Gaussian's density at its own sample: its quadratic term is the noise alone
+            log_prob = -0.5 * noise ** 2 - 0.5 * math.log(2 * math.pi) - std.log()
+            # Page: action.tanh(), but action is a tanh already. Change of variables (SAC, appendix C, equation 26).
+            squashed = action.tanh() if "jacobian" in self.as_printed else action
+            entropy = (1 - squashed ** 2 + 1e-7).log() - log_prob
+            return action * TORQUE, entropy
+
+    class ModelValue(torch.nn.Module):
+        """A critic: the soft value of a torque in a state, in units of the scaled reward (reward + 8) / 8."""
+
+        def __init__(self):
+            super().__init__()
+            self.sequential = torch.nn.Sequential(
+                torch.nn.Linear(4, 128), torch.nn.ReLU(inplace=True),
+                torch.nn.Linear(128, 128), torch.nn.ReLU(inplace=True),
+                torch.nn.Linear(128, 1),
+            )
+
+        def forward(self, state, action):
+            """[b, 3], [b, 1] -> [b, 1]."""
+            return self.sequential(torch.cat([state, action], dim=1))
+
+    class Pair:
+        """Two critics as one, [b, 3], [b, 1] -> [2, b, 1]: one batched product a layer, so that autograd, the optimiser and
+        both cores handle one network instead of two. The critics' own weights become views of the pair's."""
+
+        def __init__(self, *models):
+            self.layers = []                                          # (bias [2, 1, out], weight [2, in, out])
+            for linears in zip(*(model.sequential[::2] for model in models)):
+                bias = torch.stack([linear.bias.detach()[None] for linear in linears]).requires_grad_()
+                weight = torch.stack([linear.weight.detach().T for linear in linears]).requires_grad_()
+                for k, linear in enumerate(linears):
+                    linear.bias.data, linear.weight.data = bias.data[k, 0], weight.data[k].T
+                self.layers.append((bias, weight))
+
+        def parameters(self):
+            return itertools.chain(*self.layers)
+
+        def __call__(self, state, action):
+            value = torch.cat([state, action], dim=1).expand(2, -1, -1)       # [2, b, 4]
+            for bias, weight in self.layers[:-1]:
+                value = torch.baddbmm(bias, value, weight).relu_()            # [2, b, 128]
+            return torch.baddbmm(*self.layers[-1][:1], value, self.layers[-1][1])
+
+    def __init__(self, as_printed=()):
+        self.as_printed = check_errata(as_printed)
+        settle_process()
+        self.model_action = self.ModelAction(self.as_printed)
+        self.model_value1, self.model_value2 = self.ModelValue(), self.ModelValue()
+        self.model_value_next1, self.model_value_next2 = self.ModelValue(), self.ModelValue()
+        self.model_value_next1.load_state_dict(self.model_value1.state_dict())
+        self.model_value_next2.load_state_dict(self.model_value2.state_dict())
+        self.values = self.Pair(self.model_value1, self.model_value2)
+        self.values_next = self.Pair(self.model_value_next1, self.model_value_next2)
+        self.alpha = torch.tensor(math.log(0.01), requires_grad=True)         # log of the temperature
+        self.optimizer_value = Adam(self.values.parameters(), lr=3e-3)
+        self.optimizer_action = Adam([*self.model_action.parameters(), self.alpha], lr=3e-4)
+
+    def get_action(self, state):
+        """A torque drawn from the policy, float in [-2, 2]; raises ValueError unless the state is three finite numbers."""
+        state = torch.from_numpy(check_state(state))
+        with torch.no_grad():
+            action, _ = self.model_action(state.reshape(1, 3))
+        return action.item()
+
+    def test(self, play):
+        """The return of one episode from a random start; with play=True it is shown."""
+        state = env.reset()
+        reward_sum, over = 0.0, False
+        while not over:
+            state, reward, over, _ = env.step([self.get_action(state)])
+            reward_sum += float(reward)
+            if play:
+                env.show()
+        return reward_sum
+
+    def train(self, state, action, reward, next_state, over):
+        """One update from a batch with the shapes of Data.get_sample (SAC, algorithm 1); raises ValueError for others."""
+        check_batch(state, action, reward, next_state, over)
+        reward = (reward + 8) / 8
+        target = self._get_target(reward, next_state, over)
+
+        # both critics
+        loss_value = self._get_loss_value(self.values, target, state, action, next_state)
+        self.optimizer_value.step(loss_value.sum())
+
+        # actor and temperature: neither loss has a gradient in the other's parameters, so one step serves both
+        loss_action, entropy = self._get_loss_action(state)
+        loss_alpha = ((entropy - TARGET_ENTROPY).detach() * self.alpha.exp()).mean()
+        self.optimizer_action.step(loss_action + loss_alpha)
+
+        self._soft_update(self.values, self.values_next)
+
+    @torch.no_grad()
+    def _get_target(self, reward, next_state, over):
+        """Scaled reward, next_state, over -> what the critics are to answer, [b, 1] (SAC, equations 2 and 3)."""
+        action, entropy = self.model_action(next_state)
+        value = self.values_next(next_state, action).amin(dim=0)
+        return reward + GAMMA * (1 - over) * (value + self.alpha.exp() * entropy)
+
+    def _get_loss_value(self, model_value, target, state, action, next_state):
+        """The critic's loss (SAC, equation 5): a scalar for one critic, [2] for a pair."""
+        return self.loss_fn(model_value(state, action), target)
+
+    def _get_loss_action(self, state):
+        """The actor's loss, a scalar (SAC, equation 7), and the entropy of the torques it drew, [b, 1]."""
+        action, entropy = self.model_action(state)
+        value = self.values(state, action).amin(dim=0)
+        return (-self.alpha.exp().detach() * entropy - value).mean(), entropy
+
+    @staticmethod
+    def loss_fn(value, target):
+        """Mean squared error over the batch, [..., b, 1] -> [...]."""
+        return (value - target).square().mean(dim=(-2, -1))
+
+    @staticmethod
+    @torch.no_grad()
+    def _soft_update(_from, _to):
+        """_to becomes 0.995 _to + 0.005 _from."""
+        torch._foreach_lerp_([*_to.parameters()], [*_from.parameters()], TAU)
+
+
+class CQL(SAC):
+    """Conservative Q-Learning, the variant CQL(H) (CQL, equation 4): SAC with a penalty in the critics' loss."""
+
+    def __init__(self, as_printed=(), weight=WEIGHT):
+        super().__init__(as_printed)
+        self.weight = weight
+
+    def _get_loss_value(self, model_value, target, state, action, next_state):
+        """SAC's loss plus weight * (log of the integral of exp Q over all torques - Q of the data's torque)."""
+        torques, log_density = self._get_torques(state, next_state, SAMPLES)  # [b, 3, 5]
+        b = len(state)
+        # the data's torque and the fifteen others in one pass: [b, 16]
+        actions = torch.cat([action, torques.flatten(1)], dim=1)
+        states = state.unsqueeze(1).expand(-1, actions.shape[1], -1)
+        values = model_value(states.reshape(-1, 3), actions.reshape(-1, 1))   # [..., b * 16, 1]
+        value, value_cat = values.squeeze(-1).unflatten(-1, (b, -1)).split([1, actions.shape[1] - 1], dim=-1)
+
+        loss_value = self.loss_fn(value, target)
+        loss_cat = torch.logsumexp(value_cat - log_density.flatten(1), dim=-1).mean(dim=-1)
+        return loss_value + self.weight * (loss_cat - value.mean(dim=(-2, -1)))
+
+    @torch.no_grad()
+    def _get_torques(self, state, next_state, n):
+        """n random torques, n of the policy in `state` and n of the policy in `next_state`, [b, 3, n], and the logs of the
+        densities that they were drawn from, [b, 3, n]: exp(Q - log density) estimates the integral of exp Q over the
+        torques without bias (CQL, appendix F). Both critics are asked about the same ones, as in the authors' code."""
+        b = len(state)
+        # Page: (-1, 1), density 0.5, which leaves half of the torques out of the penalty.
+        limit = 1.0 if "range" in self.as_printed else TORQUE
+        rand_action = torch.empty(b, n).uniform_(-limit, limit)
+        # the policy's mean and deviation depend on the state alone: one pass over 2b rows serves all 10 samples
+        policy_action, entropy = self.model_action.sample(torch.cat([state, next_state]), n)
+        # Page: entropy per unit of tanh. The torque is 2 tanh, so its log-density is lower by log 2.
+        if "range" not in self.as_printed:
+            entropy = entropy + math.log(TORQUE)
+        # Page: Q - entropy, entropy = -log pi. The weight is 1 / pi, hence Q - log pi (CQL, appendix F).
+        log_density = entropy if "sign" in self.as_printed else -entropy
+
+        torques = torch.stack([rand_action, *policy_action.split(b)], dim=1)
+        log_uniform = torch.full([b, n], -math.log(2 * limit))
+        return torques, torch.stack([log_uniform, *log_density.split(b)], dim=1)
+
+
+@torch.no_grad()
+def evaluate(agent, seeds):
+    """One episode for each seed, all side by side: returns, promised and delivered, [episodes] each.
+
+    The same seeds give the same starts and the same noise of the policy. Promised is the smaller critic's value of the first
+    torque; delivered is what the episode then paid in that unit: the sum of 0.99^t (reward + 8) / 8, and after its T steps
+    0.99^T / (1 - 0.99) times the mean of the last 20, as if its end lasted. No policy can deliver more than 100.
+    """
+    envs = [MyWrapper() for _ in seeds]
+    state = np.stack([env.reset(seed=seed) for env, seed in zip(envs, seeds)])
+    rewards = np.empty([EPISODE, len(envs)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds[0])
+        for t in range(EPISODE):
+            state = torch.from_numpy(state)
+            action, _ = agent.model_action(state)
+            if t == 0:
+                promised = agent.values(state, action).amin(dim=0).flatten().numpy()
+            steps = [env.step([torque]) for env, torque in zip(envs, action.flatten().tolist())]
+            state = np.stack([step[0] for step in steps])
+            rewards[t] = [step[1] for step in steps]
+    scaled = (rewards + 8) / 8
+    delivered = GAMMA ** np.arange(EPISODE) @ scaled + GAMMA ** EPISODE / (1 - GAMMA) * scaled[-20:].mean(axis=0)
+    return rewards.sum(axis=0), promised, delivered
+
+
+def train_teacher(teacher, data, epochs, run):
+    """The page's online loop: an epoch is one episode and 200 updates; a test every 10 epochs and after the last."""
+    for step in run.steps("teacher", teacher, epochs * EPISODE, data):
+        epoch, i = divmod(step, EPISODE)
+        if i == 0:
+            data.update_data(teacher)
+        teacher.train(*data.get_sample())
+        if i == EPISODE - 1 and (epoch % 10 == 0 or epoch == epochs - 1):
+            run.test(epoch)
+
+
+def train_student(student, data, steps, run):
+    """The page's offline loop: no environment, no new data; a test every 2,000 updates and after the last."""
+    for i in run.steps("student", student, steps):
+        student.train(*data.get_sample())
+        if i % 2000 == 0 or i == steps - 1:
+            run.test(i)
+
+
+# ---- from here on: what a run leaves behind, and the command line ----
+
+MODELS = ("model_action", "model_value1", "model_value2", "model_value_next1", "model_value_next2")
+LOG = ("stage", "step", "return", "promised", "delivered", "seconds")
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM: its number, and the line that says how to go on."""
+
+
+def settle_process():
+    """Two process-wide settings that an update's speed rests on; results are the same but for numbers below 1e-38."""
+    torch.empty(30 << 18)              # 30 MB freed once: glibc then keeps freed megabytes instead of faulting them in anew
+    torch.set_flush_denormal(True)     # Adam's averages of a dead unit decay into denormals, and its step takes 2 times longer
+
+
+def check_state(state):
+    """A state as float32 [3]; raises ValueError for anything but three finite numbers."""
+    try:
+        array = np.asarray(state, dtype=np.float32)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.size != 3 or not np.isfinite(array).all():
+        raise ValueError(f"a state is three finite numbers (cos angle, sin angle, speed), not {state!r}")
+    return array
+
+
+def check_batch(state, action, reward, next_state, over):
+    """Raises ValueError unless the five have the shapes [b, 3], [b, 1], [b, 1], [b, 3], [b, 1]."""
+    shapes = [tuple(x.shape) for x in (state, action, reward, next_state, over)]
+    b = len(state)
+    if shapes != [(b, 3), (b, 1), (b, 1), (b, 3), (b, 1)]:
+        raise ValueError(f"a batch is state [b, 3], action [b, 1], reward [b, 1], next_state [b, 3], over [b, 1], not {shapes}")
+
+
+def write_whole(path, content):
+    """Write bytes to a file that appears whole or not at all; raises UserError when it cannot be written."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be written ({error.strerror}); the earlier files are whole. Make room, or choose "
+                            f"another --out") from None
+        raise
+
+
+def save_dataset(data, path):
+    """Write the rows as npz with D4RL's names (Fu et al. 2020); terminals and timeouts are bool [n]."""
+    r = data.rows
+    arrays = dict(observations=r[:, :3], actions=r[:, 3:4], rewards=r[:, 4], next_observations=r[:, 5:8],
+                  terminals=r[:, 8] > 0, timeouts=r[:, 9] > 0)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_whole(path, buffer.getvalue())
+
+
+def load_dataset(path, as_printed=()):
+    """A frozen Data from an npz file with D4RL's names; raises UserError for a file that is not one, or not Pendulum's."""
+    shapes = dict(observations=3, actions=1, rewards=0, next_observations=3, terminals=0, timeouts=0)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if missing := sorted(shapes.keys() - set(file.files)):
+                raise UserError(f"{path}: lacks {', '.join(missing)}; a dataset has {', '.join(shapes)}")
+            arrays = {name: np.asarray(file[name]) for name in shapes}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give a dataset.npz that a run left") from None
+    except UserError:
+        raise
+    except Exception as error:     # zip, zlib, npy header and pickle refusals have no common class
+        raise UserError(f"{path}: cannot be read as an npz dataset ({type(error).__name__}); give a dataset.npz that a run "
+                        f"left") from None
+    n = len(arrays["observations"]) if arrays["observations"].ndim else 0
+    for name, width in shapes.items():
+        array, shape = arrays[name], (n, width) if width else (n,)
+        kind = "b" if name in ("terminals", "timeouts") else "f"
+        if array.shape != shape or array.dtype.kind != kind:
+            raise UserError(f"{path}: {name} is {array.dtype} {list(array.shape)}; it must be "
+                            f"{'bool' if kind == 'b' else 'float32'} {list(shape)}")
+        arrays[name] = array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: {name} holds NaN or infinite values; remove those rows")
+    if n < BATCH:
+        raise UserError(f"{path}: {n} rows; a batch needs at least {BATCH}")
+    if np.abs(arrays["actions"]).max() > TORQUE:
+        raise UserError(f"{path}: actions lie outside [-2, 2]; they must be Pendulum's torques in N m")
+    data = Data(as_printed)
+    data.rows = np.column_stack([arrays[name] for name in shapes])
+    return data.freeze()
+
+
+def agent_tensors(agent):
+    """Every tensor of an agent and of its optimisers by name: the live ones, not copies."""
+    tensors = {"alpha": agent.alpha.detach()}
+    for model in MODELS:
+        tensors |= {f"{model}.{name}": tensor for name, tensor in getattr(agent, model).state_dict().items()}
+    for name in ("optimizer_value", "optimizer_action"):
+        for kind in ("exp_avgs", "exp_avg_sqs", "steps"):
+            tensors |= {f"{name}.{kind}.{k}": tensor for k, tensor in enumerate(getattr(getattr(agent, name), kind))}
+    return tensors
+
+
+def pack_agent(agent):
+    return {"class": type(agent).__name__, "as_printed": sorted(agent.as_printed), "weight": getattr(agent, "weight", None),
+            "tensors": {name: tensor.clone() for name, tensor in agent_tensors(agent).items()}}
+
+
+def unpack_agent(packed):
+    agent = CQL(packed["as_printed"], packed["weight"]) if packed["class"] == "CQL" else SAC(packed["as_printed"])
+    tensors = agent_tensors(agent)
+    if packed["tensors"].keys() != tensors.keys():
+        raise ValueError("other tensors")
+    for name, tensor in tensors.items():
+        saved = packed["tensors"][name]
+        if saved.shape != tensor.shape or saved.dtype != tensor.dtype or not saved.isfinite().all():
+            raise ValueError(name)
+        tensor.copy_(saved)
+    return agent
+
+
+def save(path, **content):
+    buffer = io.BytesIO()
+    torch.save({"program": "cql_pendulum", **content}, buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def load(path):
+    """The content of a checkpoint with its agent rebuilt; raises UserError for a file that is none. Runs no code in it."""
+    try:
+        content = torch.load(path, weights_only=True)
+        if content["program"] != "cql_pendulum":
+            raise ValueError("another program's")
+        return content | {"agent": unpack_agent(content["agent"])}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give a .pt file that a run left") from None
+    except Exception as error:     # zip, pickle and shape errors have no common class
+        raise UserError(f"{path}: is no checkpoint of this program, or is damaged ({type(error).__name__}); give a .pt file "
+                        f"that a run left") from None
+
+
+class Run:
+    """One run in the folder `out` (None: no files): its place in the two stages, its log, its checkpoint.
+
+    A signal that comes while a stage trains is kept until the update at hand is whole, so that the checkpoint is.
+    """
+
+    def __init__(self, out=None, seed=0, argv=()):
+        self.out, self.seed, self.argv = out, seed, list(argv)
+        self.stage, self.step, self.log = "start", 0, []
+        self.seconds = {"teacher": 0.0, "student": 0.0}
+        self.signal, self.training = None, False
+
+    def __enter__(self):
+        self.handlers = {signum: signal.signal(signum, self.stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+
+    def stop(self, signum, frame):
+        self.signal = signum
+        if not self.training:
+            self.interrupt()
+
+    def interrupt(self):
+        raise Interrupted(self.signal, f"stopped at {self.stage} update {self.step}: all of it is in {self.out}. Go on with: "
+                          f"python cql_pendulum.py --resume {shlex.quote(str(self.out))}")
+
+    def starts(self, purpose, n):
+        """n seeds of start states for a purpose (0: the tests, 1: the final episodes), the same for every agent."""
+        return np.random.SeedSequence([self.seed, purpose]).generate_state(n).tolist()
+
+    def steps(self, stage, agent, total, data=None):
+        """The steps of a stage that are still to do, behind a progress bar; raises Interrupted between two of them."""
+        if stage != self.stage:
+            self.stage, self.step = stage, 0
+        self.agent, self.data, self.training = agent, data, True
+        self.begun = time.monotonic() - self.seconds[stage]
+        if self.step == 0:
+            self.save()
+        for step in progress(range(self.step, total), stage, total):
+            self.step = step + 1
+            yield step
+            if self.signal:
+                self.save()
+                self.interrupt()
+        self.training = False
+        self.seconds[stage] = time.monotonic() - self.begun
+        if self.signal:
+            self.interrupt()
+
+    def test(self, at):
+        """Play the test's 10 episodes, print and log the result, and save; raises UserError when the agent has diverged."""
+        if bad := [name for name, tensor in agent_tensors(self.agent).items() if not tensor.isfinite().all()]:
+            raise UserError(f"{self.stage} step {at}: {bad[0]} is NaN or infinite. The last good checkpoint stays; try "
+                            f"another --seed or a smaller --weight")
+        result = [float(x.mean()) for x in evaluate(self.agent, self.starts(0, 10))]
+        self.log.append([self.stage, at, *(f"{x:.3f}" for x in result), f"{time.monotonic() - self.begun:.1f}"])
+        say("{} {:6d}   return {:8.1f}   promised {:8.2f}   delivered {:6.2f}".format(self.stage, at, *result))
+        self.save()
+
+    def save(self):
+        """Write checkpoint.pt, all that going on needs (with dataset.npz in the student's stage), and then log.csv."""
+        self.seconds[self.stage] = time.monotonic() - self.begun
+        if self.out is None:
+            return
+        save(self.out / "checkpoint.pt", agent=pack_agent(self.agent), argv=self.argv, stage=self.stage, step=self.step,
+             log=self.log, seconds=self.seconds, rows=None if self.data is None else torch.from_numpy(self.data.rows),
+             random=[torch.get_rng_state(), random.getstate(), env.unwrapped.np_random.bit_generator.state])
+        self.save_log()
+
+    def save_log(self):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([LOG, *self.log])
+        write_whole(self.out / "log.csv", text.getvalue().encode())
+
+    def restore(self, saved):
+        """Take up the place, the log and the random states of a loaded checkpoint."""
+        self.stage, self.step, self.log, self.seconds = (saved[name] for name in ("stage", "step", "log", "seconds"))
+        seed_everything(self.seed)
+        torch_state, python_state, env_state = saved["random"]
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        env.unwrapped.np_random.bit_generator.state = env_state
+        self.save_log()
+
+
+def seed_everything(seed):
+    """Seed torch, random and the environment; each stage begins with it, so a saved dataset gives the same student."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    env.reset(seed=seed)
+
+
+@functools.cache
+def optional(name, what):
+    """An optional package's module, or None after one plain line of notice."""
+    try:
+        return __import__(name, fromlist=["_"])
+    except ImportError:
+        say(f"note: {name.split('.')[0]} is not installed: {what}", sys.stderr)
+
+
+def progress(steps, stage, total):
+    tqdm = optional("tqdm", "no progress bars")
+    return tqdm.tqdm(steps, stage, total, initial=steps.start, disable=None, leave=False) if tqdm else steps
+
+
+def say(line, file=None):
+    """Print a line without tearing the progress bar apart."""
+    tqdm = sys.modules.get("tqdm")
+    tqdm.tqdm.write(line, file or sys.stdout) if tqdm else print(line, file=file or sys.stdout)
+    (file or sys.stdout).flush()
+
+
+def report(run, data, teacher, student):
+    """Print the closing table and return it: {who: returns}. Teacher and student play the same 100 fresh episodes."""
+    players = {"the data": None, "the teacher": teacher, "the student": student}
+    table = {who: data.returns() if agent is None else evaluate(agent, run.starts(1, 100))[0]
+             for who, agent in players.items() if agent or who == "the data"}
+    say(f"\n{'return of an episode':<22}{'episodes':>9}{'mean':>10}{'std. error':>12}{'worst':>10}{'best':>10}")
+    for who, returns in table.items():
+        error = returns.std(ddof=1) / math.sqrt(len(returns)) if len(returns) > 1 else math.nan
+        say(f"{who:<22}{len(returns):>9}{returns.mean():>10.1f}{error:>12.1f}{returns.min():>10.1f}{returns.max():>10.1f}")
+    say("minutes: " + ", ".join(f"{stage} {seconds / 60:.1f}" for stage, seconds in run.seconds.items() if seconds))
+    return table
+
+
+def draw_curves(run, table, student, path):
+    """Draw the run's curves, and the student's policy and critic over all states."""
+    if not (matplotlib := optional("matplotlib.figure", "no curves.png")):
+        return
+    figure = matplotlib.Figure(figsize=(12, 7), dpi=100, layout="constrained")
+    (teacher, learner, promise), (policy, critic, legend) = figure.subplots(2, 3)
+
+    def curve(axes, stage, column, style, label):
+        rows = [row for row in run.log if row[0] == stage]
+        axes.plot([row[1] for row in rows], [float(row[column]) for row in rows], style, label=label, ms=4)
+
+    curve(teacher, "teacher", 2, "o-C0", "teacher, mean of 10 episodes")
+    teacher.set(title="Teacher, online" if teacher.lines[0].get_xdata().size else "No teacher: the dataset was given",
+                xlabel="epoch", ylabel="return of an episode")
+    curve(learner, "student", 2, "o-C1", "student, mean of 10 episodes")
+    learner.axhline(table["the data"].mean(), color="0.4", ls="--", label="mean of the data's episodes")
+    if "the teacher" in table:
+        learner.axhline(table["the teacher"].mean(), color="C0", ls=":", label="teacher, mean of 100 episodes")
+    learner.set(title="Student, offline", xlabel="update", ylabel="return of an episode")
+    curve(promise, "student", 3, "o-C3", "promised by the student's critics")
+    curve(promise, "student", 4, "s-C2", "delivered by the student")
+    promise.axhline(100, color="k", ls="-.", label="the most that can be delivered")
+    promise.set(title="Student, promise and delivery", xlabel="update", ylabel="discounted sum of (reward + 8) / 8")
+
+    angle, speed = np.meshgrid(np.linspace(-math.pi, math.pi, 121), np.linspace(-8, 8, 121))
+    state = torch.from_numpy(np.stack([np.cos(angle), np.sin(angle), speed], -1).reshape(-1, 3).astype(np.float32))
+    with torch.no_grad():
+        torque = TORQUE * student.model_action.fc_mu(student.model_action.fc_state(state)).tanh()
+        value = student.values(state, torque).amin(dim=0)
+    for axes, picture, title, unit, colours in ((policy, torque, "Student's policy", "torque at the mean (N m)", "coolwarm"),
+                                                (critic, value, "Student's critic", "value of that torque", "viridis")):
+        image = axes.pcolormesh(np.degrees(angle), speed, picture.reshape(angle.shape).numpy(), cmap=colours)
+        figure.colorbar(image, ax=axes, label=unit)
+        axes.set(title=title, xlabel="angle (degrees, 0 is upright)", ylabel="speed (rad/s)", xticks=range(-180, 181, 90))
+    legend.axis("off")
+    legend.legend(handles=[line for axes in (teacher, learner, promise) for line in axes.lines], loc="center", frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_whole(path, buffer.getvalue())
+
+
+def play(path, seed):
+    """Play one episode with a saved agent from the start that the seed gives, print its return, write the animation."""
+    agent = load(path)["agent"]
+    seed_everything(seed)
+    state, total, over, frames = env.reset(seed=seed), 0.0, False, []
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    pillow = optional("PIL.Image", "no animation")
+    drawn = pillow and optional("pygame", "no animation")
+    while not over:
+        state, reward, over, _ = env.step([agent.get_action(state)])
+        total += float(reward)
+        if drawn:
+            frames.append(pillow.fromarray(env.render()[::2, ::2]))
+    say(f"return {total:.1f}")
+    if frames:
+        buffer = io.BytesIO()
+        frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=50, loop=0)   # 0.05 s a step
+        write_whole(path.with_suffix(".gif"), buffer.getvalue())
+        say(f"animation: {path.with_suffix('.gif')}")
+
+
+def whole_number(least):
+    def parse(text):
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+    return parse
+
+
+def positive_number(text):
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number (for no penalty: --student sac)")
+    return number
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parse_options(argv):
+    parser = Parser(prog="cql_pendulum.py", description="Train a SAC teacher on Pendulum-v1, freeze its transitions, and train a "
+                    "student on them alone.", allow_abbrev=False)
+    add, path = parser.add_argument, pathlib.Path
+    add("--seed", type=whole_number(0), default=0, help="seed of everything random (default: %(default)s)")
+    add("--epochs", type=whole_number(1), default=100, help="the teacher's epochs of one episode and 200 updates (default: %(default)s)")
+    add("--steps", type=whole_number(1), default=50_000, help="the student's updates (default: %(default)s)")
+    add("--student", choices=["cql", "sac"], default="cql", help="sac: the same student without the penalty (default: %(default)s)")
+    add("--weight", type=positive_number, default=WEIGHT, help="weight of CQL's penalty (default: %(default)s)")
+    add("--as-printed", nargs="*", metavar="NAME", default=None,
+        help=f"restore the page's errata: {', '.join(ERRATA)}; no name: all four (default: none restored)")
+    add("--last", type=whole_number(1), metavar="N", help="show the student the last N episodes alone (default: all)")
+    add("--first", type=whole_number(1), metavar="N", help="show the student the first N episodes alone (default: all)")
+    add("--dataset", type=path, metavar="FILE", help="train the student on this dataset.npz, without a teacher (default: train a teacher)")
+    add("--out", type=path, metavar="DIR", help="folder for the results (default: a new one in runs/)")
+    add("--resume", type=path, metavar="DIR", help="go on with an interrupted run, with its own options (default: a new run)")
+    add("--play", type=path, metavar="CHECKPOINT", help="play one episode with a saved agent and write its animation (default: train)")
+    options = parser.parse_args(argv)
+    given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
+    for alone, beside in ((options.resume, {"resume"}), (options.play, {"play", "seed"})):
+        if alone and given - beside:
+            parser.error(f"--{min(given - beside)} has no meaning with --{min(beside)}; leave it out")
+    if options.first and options.last:
+        parser.error("--first and --last exclude each other; give one")
+    if options.dataset is None and max(options.first or 0, options.last or 0) > options.epochs:
+        parser.error(f"--first and --last count the teacher's episodes, and --epochs {options.epochs} makes {options.epochs}")
+    try:
+        options.as_printed = sorted(check_errata(ERRATA if options.as_printed == [] else options.as_printed or ()))
+    except UserError as error:
+        parser.error(f"--{error}")
+    return options
+
+
+def new_folder(options):
+    """Make the run's folder; raises UserError when there is a run in it already, or none can be made."""
+    try:
+        if options.out is None:
+            for k in itertools.count(1):
+                out = pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}")
+                if not out.exists():
+                    break
+        else:
+            out = options.out
+            if out.is_dir() and any(out.iterdir()):
+                raise UserError(f"--out {out}: is not empty; choose a new folder, or go on with that run: --resume {out}")
+        out.mkdir(parents=True, exist_ok=options.out is not None)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be made a folder ({error.strerror}); choose another") from None
+    return out
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    options = parse_options(argv)
+    try:
+        play(options.play, options.seed) if options.play else work(options, argv)
+    except UserError as error:
+        print(f"cql_pendulum.py: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(stop.args[1], file=sys.stderr)
+        return 128 + stop.args[0]
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def work(options, argv):
+    """The main job, or what is left of it: teacher, dataset, student, table, picture."""
+    saved, data = None, None
+    if options.resume:
+        out, saved = options.resume, load(options.resume / "checkpoint.pt")
+        argv = saved["argv"]
+        options = parse_options(argv)
+    else:
+        if options.dataset:
+            data = load_dataset(options.dataset, options.as_printed).keep(options.first, options.last).freeze()
+        out = new_folder(options)
+        versions = {"python": platform.python_version()} | {module.__name__: module.__version__ for module in (gym, np, torch)}
+        config = {"options": vars(options), "arguments": argv, "versions": versions, "seed": options.seed}
+        write_whole(out / "config.json", json.dumps(config, indent=2, default=str).encode())
+
+    with Run(out, options.seed, argv) as run:
+        if options.dataset:
+            teacher = None
+        elif saved and saved["stage"] == "student":
+            teacher = load(out / "teacher.pt")["agent"]
+        else:
+            seed_everything(options.seed)
+            teacher, data = SAC(options.as_printed), Data(options.as_printed)
+            if saved:
+                teacher, data.rows = saved["agent"], saved["rows"].numpy()
+                run.restore(saved)
+            train_teacher(teacher, data, options.epochs, run)
+            save(out / "teacher.pt", agent=pack_agent(teacher))
+            data.keep(options.first, options.last).freeze()
+            saved = None
+
+        if saved:
+            data, student = load_dataset(out / "dataset.npz", options.as_printed), saved["agent"]
+            run.restore(saved)
+        else:
+            save_dataset(data, out / "dataset.npz")
+            seed_everything(options.seed)
+            student = CQL(options.as_printed, options.weight) if options.student == "cql" else SAC(options.as_printed)
+        train_student(student, data, options.steps, run)
+        save(out / "student.pt", agent=pack_agent(student))
+
+        table = report(run, data, teacher, student)
+        draw_curves(run, table, student, out / "curves.png")
+        say(f"all files: {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
