@@ -181,13 +181,13 @@ class Adam:
         self.parameters, self.lr = list(parameters), lr
         self.exp_avgs = [torch.zeros_like(p) for p in self.parameters]
         self.exp_avg_sqs = [torch.zeros_like(p) for p in self.parameters]
-        self.steps = [torch.zeros(()) for _ in self.parameters]
+        self.steps = [torch.zeros(())] * len(self.parameters)         # one counter for all
 
     def step(self, loss):
         """One step down the gradient of the loss, a scalar; no other parameter gets a gradient."""
         gradients = torch.autograd.grad(loss, self.parameters)
         with torch.no_grad():
-            torch._foreach_add_(self.steps, 1)
+            self.steps[0].add_(1)
             torch._fused_adam_(self.parameters, gradients, self.exp_avgs, self.exp_avg_sqs, [], self.steps, lr=self.lr,
                                beta1=0.9, beta2=0.999, weight_decay=0, eps=1e-8, amsgrad=False, maximize=False)
 
@@ -211,15 +211,15 @@ class SAC:
 
         def sample(self, state, n):
             """[b, 3] -> n torques for each state, [b, n], and their entropies, [b, n]."""
-            state = self.fc_state(state)                              # [b, 3] -> [b, 128]
-            mu, std = self.fc_mu(state), self.fc_std(state)           # [b, 128] -> [b, 1]
+            hidden = self.fc_state(state)                             # [b, 3] -> [b, 128]
+            mu, std = self.fc_mu(hidden), self.fc_std(hidden)         # [b, 128] -> [b, 1]
             noise = torch.randn(len(state), n)
-            action = torch.addcmul(mu, std, noise).tanh()             # [b, n]
-            # log of the Gaussian's density at its own sample: its quadratic term is the noise alone
-            log_prob = -0.5 * noise ** 2 - 0.5 * math.log(2 * math.pi) - std.log()
+            action = torch.addcmul(mu, std, noise).tanh()             # tanh(mu + std noise), [b, n]
             # Page: action.tanh(), but action is a tanh already. Change of variables (SAC, appendix C, equation 26).
             squashed = action.tanh() if "jacobian" in self.as_printed else action
-            entropy = (1 - squashed ** 2 + 1e-7).log() - log_prob
+            slope = 1 - squashed * squashed + 1e-7
+            # -log pi: the Gaussian's quadratic term is the noise alone, and one log serves its deviation and the slope
+            entropy = 0.5 * (noise * noise + math.log(2 * math.pi)) + (std * slope).log()
             return action * TORQUE, entropy
 
     class ModelValue(torch.nn.Module):
@@ -255,9 +255,10 @@ class SAC:
 
         def __call__(self, state, action):
             value = torch.cat([state, action], dim=1).expand(2, -1, -1)       # [2, b, 4]
-            for bias, weight in self.layers[:-1]:
+            *hidden, (bias_out, weight_out) = self.layers
+            for bias, weight in hidden:
                 value = torch.baddbmm(bias, value, weight).relu_()            # [2, b, 128]
-            return torch.baddbmm(*self.layers[-1][:1], value, self.layers[-1][1])
+            return torch.baddbmm(bias_out, value, weight_out)                 # [2, b, 1]
 
     def __init__(self, as_printed=()):
         self.as_printed = check_errata(as_printed)
@@ -303,17 +304,18 @@ class SAC:
 
         # actor and temperature: neither loss has a gradient in the other's parameters, so one step serves both
         loss_action, entropy = self._get_loss_action(state)
-        loss_alpha = ((entropy - TARGET_ENTROPY).detach() * self.alpha.exp()).mean()
+        loss_alpha = (entropy.detach().mean() - TARGET_ENTROPY) * self.alpha.exp()
         self.optimizer_action.step(loss_action + loss_alpha)
 
         self._soft_update(self.values, self.values_next)
 
     @torch.no_grad()
     def _get_target(self, reward, next_state, over):
-        """Scaled reward, next_state, over -> what the critics are to answer, [b, 1] (SAC, equations 2 and 3)."""
+        """What the critics are to answer, [b, 1]: reward + 0.99 (1 - over) (value + temperature * entropy) of the next state
+        and a fresh torque there (SAC, equations 2 and 3); the reward is the scaled one."""
         action, entropy = self.model_action(next_state)
         value = self.values_next(next_state, action).amin(dim=0)
-        return reward + GAMMA * (1 - over) * (value + self.alpha.exp() * entropy)
+        return torch.addcmul(reward, 1 - over, torch.addcmul(value, self.alpha.exp(), entropy), value=GAMMA)
 
     def _get_loss_value(self, model_value, target, state, action, next_state):
         """The critic's loss (SAC, equation 5): a scalar for one critic, [2] for a pair."""
@@ -323,7 +325,7 @@ class SAC:
         """The actor's loss, a scalar (SAC, equation 7), and the entropy of the torques it drew, [b, 1]."""
         action, entropy = self.model_action(state)
         value = self.values(state, action).amin(dim=0)
-        return (-self.alpha.exp().detach() * entropy - value).mean(), entropy
+        return -torch.addcmul(value, self.alpha.detach().exp(), entropy).mean(), entropy
 
     @staticmethod
     def loss_fn(value, target):
@@ -346,38 +348,34 @@ class CQL(SAC):
 
     def _get_loss_value(self, model_value, target, state, action, next_state):
         """SAC's loss plus weight * (log of the integral of exp Q over all torques - Q of the data's torque)."""
-        torques, log_density = self._get_torques(state, next_state, SAMPLES)  # [b, 3, 5]
-        b = len(state)
-        # the data's torque and the fifteen others in one pass: [b, 16]
-        actions = torch.cat([action, torques.flatten(1)], dim=1)
+        torques, log_weights = self._get_torques(state, next_state, SAMPLES)  # [b, 15]
+        # the data's torque and the fifteen others in one pass: a state has 16 rows
+        actions = torch.cat([action, torques], dim=1)
         states = state.unsqueeze(1).expand(-1, actions.shape[1], -1)
         values = model_value(states.reshape(-1, 3), actions.reshape(-1, 1))   # [..., b * 16, 1]
-        value, value_cat = values.squeeze(-1).unflatten(-1, (b, -1)).split([1, actions.shape[1] - 1], dim=-1)
+        value, value_cat = values.view(*values.shape[:-2], *actions.shape).split([1, torques.shape[1]], dim=-1)
 
         loss_value = self.loss_fn(value, target)
-        loss_cat = torch.logsumexp(value_cat - log_density.flatten(1), dim=-1).mean(dim=-1)
-        return loss_value + self.weight * (loss_cat - value.mean(dim=(-2, -1)))
+        loss_cat = torch.logsumexp(value_cat + log_weights, dim=-1, keepdim=True)     # [..., b, 1]
+        return loss_value + self.weight * (loss_cat - value).mean(dim=(-2, -1))
 
     @torch.no_grad()
     def _get_torques(self, state, next_state, n):
-        """n random torques, n of the policy in `state` and n of the policy in `next_state`, [b, 3, n], and the logs of the
-        densities that they were drawn from, [b, 3, n]: exp(Q - log density) estimates the integral of exp Q over the
-        torques without bias (CQL, appendix F). Both critics are asked about the same ones, as in the authors' code."""
+        """n random torques, n of the policy in `state` and n of the policy in `next_state`, [b, 3 n], and log (1 / density) of
+        each, [b, 3 n]: the mean of exp(Q + that) estimates the integral of exp Q over the torques without bias (CQL,
+        appendix F). Both critics are asked about the same torques, as in the authors' code."""
         b = len(state)
         # Page: (-1, 1), density 0.5, which leaves half of the torques out of the penalty.
         limit = 1.0 if "range" in self.as_printed else TORQUE
         rand_action = torch.empty(b, n).uniform_(-limit, limit)
-        # the policy's mean and deviation depend on the state alone: one pass over 2b rows serves all 10 samples
-        policy_action, entropy = self.model_action.sample(torch.cat([state, next_state]), n)
-        # Page: entropy per unit of tanh. The torque is 2 tanh, so its log-density is lower by log 2.
-        if "range" not in self.as_printed:
-            entropy = entropy + math.log(TORQUE)
-        # Page: Q - entropy, entropy = -log pi. The weight is 1 / pi, hence Q - log pi (CQL, appendix F).
-        log_density = entropy if "sign" in self.as_printed else -entropy
-
-        torques = torch.stack([rand_action, *policy_action.split(b)], dim=1)
-        log_uniform = torch.full([b, n], -math.log(2 * limit))
-        return torques, torch.stack([log_uniform, *log_density.split(b)], dim=1)
+        rand_weight = torch.full([b, n], math.log(2 * limit))
+        # the policy's mean and deviation depend on the state alone: one pass over 2 b rows serves all 10 samples
+        action, entropy = self.model_action.sample(torch.cat([state, next_state]), n)
+        # Page: per unit of tanh. The torque is 2 tanh, so its density is half of that.
+        log_weight = entropy if "range" in self.as_printed else entropy + math.log(TORQUE)
+        # Page: Q - entropy, but entropy = -log pi, and the weight is 1 / pi (CQL, appendix F).
+        log_weight = -log_weight if "sign" in self.as_printed else log_weight
+        return torch.cat([rand_action, *action.split(b)], dim=1), torch.cat([rand_weight, *log_weight.split(b)], dim=1)
 
 
 @torch.no_grad()
@@ -454,8 +452,7 @@ def check_state(state):
 
 def check_batch(state, action, reward, next_state, over):
     """Raises ValueError unless the five have the shapes [b, 3], [b, 1], [b, 1], [b, 3], [b, 1]."""
-    shapes = [tuple(x.shape) for x in (state, action, reward, next_state, over)]
-    b = len(state)
+    shapes, b = [tuple(x.shape) for x in (state, action, reward, next_state, over)], len(state)
     if shapes != [(b, 3), (b, 1), (b, 1), (b, 3), (b, 1)]:
         raise ValueError(f"a batch is state [b, 3], action [b, 1], reward [b, 1], next_state [b, 3], over [b, 1], not {shapes}")
 

@@ -86,7 +86,7 @@ def test_weighted_terms_estimate_log_integral_of_exp_q(as_printed, right):
         agent.model_action.fc_std[0].bias.fill_(0.5)
     state, _, _, next_state, _ = batch(4)
     n = 100_000
-    torques, log_density = agent._get_torques(state, next_state, n)
+    torques, log_weights = (x.reshape(4, 3, n) for x in agent._get_torques(state, next_state, n))
 
     def q(torque):                     # steep enough that half of the range and a wrong weight show: [b, k] -> [b, k]
         return torch.sin(2 * torque) + 0.8 * torque + state[:, :1]
@@ -94,7 +94,7 @@ def test_weighted_terms_estimate_log_integral_of_exp_q(as_printed, right):
     grid = torch.linspace(-2, 2, 20_001).expand(4, -1)
     exact = torch.trapezoid(q(grid).exp(), grid).log()
     for kind in range(3):
-        estimate = torch.logsumexp(q(torques[:, kind]) - log_density[:, kind], dim=1) - math.log(n)
+        estimate = torch.logsumexp(q(torques[:, kind]) + log_weights[:, kind], dim=1) - math.log(n)
         error = (estimate - exact).abs()
         assert (error.max() < 0.02) if right[kind] else (error.min() > 0.05), ("rand curr next".split()[kind], error)
 
@@ -102,17 +102,16 @@ def test_weighted_terms_estimate_log_integral_of_exp_q(as_printed, right):
 def test_penalty_is_logsumexp_over_the_fifteen_torques_minus_q_of_the_data(monkeypatch):
     agent = CQL(weight=3.0)
     state, action, _, next_state, _ = batch(7)
-    torques = torch.empty(7, 3, 5).uniform_(-2, 2)
-    log_density = torch.randn(7, 3, 5)
-    monkeypatch.setattr(agent, "_get_torques", lambda *_: (torques, log_density))
+    torques = torch.empty(7, 15).uniform_(-2, 2)
+    log_weights = torch.randn(7, 15)
+    monkeypatch.setattr(agent, "_get_torques", lambda *_: (torques, log_weights))
     target = torch.randn(7, 1)
     for critic in (agent.model_value1, agent.model_value2):
         mse, gap = 0.0, 0.0
         for k in range(7):
             value = critic(state[k:k + 1], action[k:k + 1]).item()
             mse += (value - target[k].item()) ** 2 / 7
-            terms = [math.exp(critic(state[k:k + 1], u.reshape(1, 1)).item() - d.item())
-                     for u, d in zip(torques[k].flatten(), log_density[k].flatten())]
+            terms = [math.exp(critic(state[k:k + 1], u.reshape(1, 1)).item()) * math.exp(d) for u, d in zip(torques[k], log_weights[k])]
             gap += (math.log(sum(terms)) - value) / 7
         loss = agent._get_loss_value(critic, target, state, action, next_state)
         assert loss.shape == ()
