@@ -12,8 +12,9 @@ CQL = Kumar et al. 2020, "Conservative Q-Learning for Offline Reinforcement Lear
 Pardo et al. 2018, "Time Limits in Reinforcement Learning" (arXiv 1712.00378).
 """
 import argparse
-import csv
+import contextlib
 import functools
+import importlib
 import io
 import itertools
 import json
@@ -423,10 +424,10 @@ def train_student(student, data, steps, run):
             run.test(i)
 
 
-# ---- from here on: what a run leaves behind, and the command line ----
+# From here on: checks, files, a run's records and pictures, and the command line.
 
 MODELS = ("model_action", "model_value1", "model_value2", "model_value_next1", "model_value_next2")
-LOG = ("stage", "step", "return", "promised", "delivered", "seconds")
+COLUMNS = {"observations": 3, "actions": 1, "rewards": 0, "next_observations": 3, "terminals": 0, "timeouts": 0}   # 0: [n]
 
 
 class Interrupted(Exception):
@@ -434,9 +435,16 @@ class Interrupted(Exception):
 
 
 def settle_process():
-    """Two process-wide settings that an update's speed rests on; results are the same but for numbers below 1e-38."""
-    torch.empty(30 << 18)              # 30 MB freed once: glibc then keeps freed megabytes instead of faulting them in anew
-    torch.set_flush_denormal(True)     # Adam's averages of a dead unit decay into denormals, and its step takes 2 times longer
+    """Two settings of the process that an update's speed rests on."""
+    torch.empty(30 << 18)             # 30 MB freed once: glibc keeps freed megabytes from then on, 600 page faults an update fewer
+    torch.set_flush_denormal(True)    # the averages of a dead unit's gradient decay below 1e-38, where Adam's step takes twice as long
+
+
+def seed_everything(seed):
+    """Seed torch, random and the environment; each stage begins with it, so a saved dataset gives the same student."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    env.reset(seed=seed)
 
 
 def check_state(state):
@@ -450,9 +458,9 @@ def check_state(state):
     return array
 
 
-def check_batch(state, action, reward, next_state, over):
-    """Raises ValueError unless the five have the shapes [b, 3], [b, 1], [b, 1], [b, 3], [b, 1]."""
-    shapes, b = [tuple(x.shape) for x in (state, action, reward, next_state, over)], len(state)
+def check_batch(*batch):
+    """Raises ValueError unless the five tensors have the shapes [b, 3], [b, 1], [b, 1], [b, 3], [b, 1]."""
+    shapes, b = [tuple(x.shape) for x in batch], len(batch[0])
     if shapes != [(b, 3), (b, 1), (b, 1), (b, 3), (b, 1)]:
         raise ValueError(f"a batch is state [b, 3], action [b, 1], reward [b, 1], next_state [b, 3], over [b, 1], not {shapes}")
 
@@ -461,60 +469,59 @@ def write_whole(path, content):
     """Write bytes to a file that appears whole or not at all; raises UserError when it cannot be written."""
     part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        part.write_bytes(content)
         os.replace(part, path)
     except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{path}: cannot be written ({error.strerror}); the earlier files are whole. Make room, or choose "
-                            f"another --out") from None
-        raise
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(f"{path}: cannot be written ({error.strerror}); make room or choose another --out. Earlier files are "
+                        f"whole") from None
+
+
+@contextlib.contextmanager
+def reading(path, what):
+    """Turn whatever goes wrong in reading a file into a UserError; damaged zips, pickles and arrays have no common class."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or 'cannot be read'}; give {what} that a run left") from None
+    except Exception as error:
+        raise UserError(f"{path}: damaged, or not {what} ({type(error).__name__}); give {what} that a run left") from None
 
 
 def save_dataset(data, path):
-    """Write the rows as npz with D4RL's names (Fu et al. 2020); terminals and timeouts are bool [n]."""
-    r = data.rows
-    arrays = dict(observations=r[:, :3], actions=r[:, 3:4], rewards=r[:, 4], next_observations=r[:, 5:8],
-                  terminals=r[:, 8] > 0, timeouts=r[:, 9] > 0)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    """Write the rows as npz with D4RL's names: float32 [n, 3], [n, 1], [n], [n, 3] and bool [n], [n]."""
+    buffer, columns = io.BytesIO(), np.split(data.rows, [3, 4, 5, 8, 9], axis=1)
+    arrays = [column if width else column[:, 0] for width, column in zip(COLUMNS.values(), columns)]
+    np.savez_compressed(buffer, **dict(zip(COLUMNS, arrays[:4] + [flag > 0 for flag in arrays[4:]])))
     write_whole(path, buffer.getvalue())
 
 
 def load_dataset(path, as_printed=()):
-    """A frozen Data from an npz file with D4RL's names; raises UserError for a file that is not one, or not Pendulum's."""
-    shapes = dict(observations=3, actions=1, rewards=0, next_observations=3, terminals=0, timeouts=0)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if missing := sorted(shapes.keys() - set(file.files)):
-                raise UserError(f"{path}: lacks {', '.join(missing)}; a dataset has {', '.join(shapes)}")
-            arrays = {name: np.asarray(file[name]) for name in shapes}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a dataset.npz that a run left") from None
-    except UserError:
-        raise
-    except Exception as error:     # zip, zlib, npy header and pickle refusals have no common class
-        raise UserError(f"{path}: cannot be read as an npz dataset ({type(error).__name__}); give a dataset.npz that a run "
-                        f"left") from None
-    n = len(arrays["observations"]) if arrays["observations"].ndim else 0
-    for name, width in shapes.items():
-        array, shape = arrays[name], (n, width) if width else (n,)
-        kind = "b" if name in ("terminals", "timeouts") else "f"
-        if array.shape != shape or array.dtype.kind != kind:
-            raise UserError(f"{path}: {name} is {array.dtype} {list(array.shape)}; it must be "
-                            f"{'bool' if kind == 'b' else 'float32'} {list(shape)}")
-        arrays[name] = array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            raise UserError(f"{path}: {name} holds NaN or infinite values; remove those rows")
-    if n < BATCH:
-        raise UserError(f"{path}: {n} rows; a batch needs at least {BATCH}")
-    if np.abs(arrays["actions"]).max() > TORQUE:
-        raise UserError(f"{path}: actions lie outside [-2, 2]; they must be Pendulum's torques in N m")
+    """A frozen Data from an npz file with D4RL's names; raises UserError for any file that is not such a dataset of Pendulum."""
+    with reading(path, "a dataset.npz"), np.load(path, allow_pickle=False) as file:
+        if missing := COLUMNS.keys() - set(file.files):
+            raise UserError(f"lacks {', '.join(sorted(missing))}; a dataset has {', '.join(COLUMNS)}")
+        arrays = {name: np.asarray(file[name]) for name in COLUMNS}
+        n = arrays["rewards"].size
+        for (name, array), width in zip(arrays.items(), COLUMNS.values()):
+            kind, shape = "bool" if name in ("terminals", "timeouts") else "float", (n, width) if width else (n,)
+            if array.shape != shape or not array.dtype.name.startswith(kind):
+                raise UserError(f"{name} is {array.dtype} {list(array.shape)}; it must be {kind} {list(shape)}")
+            with np.errstate(over="ignore"):
+                arrays[name] = array.astype(np.float32)
+            if not np.isfinite(arrays[name]).all():
+                raise UserError(f"{name} holds NaN or infinite values; remove those rows")
+        if n < BATCH:
+            raise UserError(f"{n} rows; a batch draws {BATCH} different ones")
+        if np.abs(arrays["actions"]).max() > TORQUE:
+            raise UserError("actions lie outside [-2, 2]; they must be Pendulum's torques in N m")
     data = Data(as_printed)
-    data.rows = np.column_stack([arrays[name] for name in shapes])
+    data.rows = np.column_stack(list(arrays.values()))
     return data.freeze()
 
 
@@ -523,60 +530,45 @@ def agent_tensors(agent):
     tensors = {"alpha": agent.alpha.detach()}
     for model in MODELS:
         tensors |= {f"{model}.{name}": tensor for name, tensor in getattr(agent, model).state_dict().items()}
-    for name in ("optimizer_value", "optimizer_action"):
+    for name, optimizer in (("optimizer_value", agent.optimizer_value), ("optimizer_action", agent.optimizer_action)):
         for kind in ("exp_avgs", "exp_avg_sqs", "steps"):
-            tensors |= {f"{name}.{kind}.{k}": tensor for k, tensor in enumerate(getattr(getattr(agent, name), kind))}
+            tensors |= {f"{name}.{kind}.{k}": tensor for k, tensor in enumerate(getattr(optimizer, kind))}
     return tensors
 
 
-def pack_agent(agent):
-    return {"class": type(agent).__name__, "as_printed": sorted(agent.as_printed), "weight": getattr(agent, "weight", None),
-            "tensors": {name: tensor.clone() for name, tensor in agent_tensors(agent).items()}}
-
-
-def unpack_agent(packed):
-    agent = CQL(packed["as_printed"], packed["weight"]) if packed["class"] == "CQL" else SAC(packed["as_printed"])
-    tensors = agent_tensors(agent)
-    if packed["tensors"].keys() != tensors.keys():
-        raise ValueError("other tensors")
-    for name, tensor in tensors.items():
-        saved = packed["tensors"][name]
-        if saved.shape != tensor.shape or saved.dtype != tensor.dtype or not saved.isfinite().all():
-            raise ValueError(name)
-        tensor.copy_(saved)
-    return agent
-
-
-def save(path, **content):
-    buffer = io.BytesIO()
-    torch.save({"program": "cql_pendulum", **content}, buffer)
+def save_agent(path, agent, **more):
+    """Write all that going on with an agent needs, and whatever else is given."""
+    buffer, tensors = io.BytesIO(), {name: tensor.clone() for name, tensor in agent_tensors(agent).items()}
+    torch.save({"class": type(agent).__name__, "as_printed": sorted(agent.as_printed), "weight": getattr(agent, "weight", None),
+                "tensors": tensors, **more}, buffer)
     write_whole(path, buffer.getvalue())
 
 
-def load(path):
-    """The content of a checkpoint with its agent rebuilt; raises UserError for a file that is none. Runs no code in it."""
-    try:
-        content = torch.load(path, weights_only=True)
-        if content["program"] != "cql_pendulum":
-            raise ValueError("another program's")
-        return content | {"agent": unpack_agent(content["agent"])}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a .pt file that a run left") from None
-    except Exception as error:     # zip, pickle and shape errors have no common class
-        raise UserError(f"{path}: is no checkpoint of this program, or is damaged ({type(error).__name__}); give a .pt file "
-                        f"that a run left") from None
+def load_agent(path):
+    """The agent in a .pt file, and the file's whole content; raises UserError for a file that has none. Runs no code in it."""
+    with reading(path, "a .pt file"):
+        saved = torch.load(path, weights_only=True)
+        agent = CQL(saved["as_printed"], float(saved["weight"])) if saved["class"] == "CQL" else SAC(saved["as_printed"])
+        tensors = agent_tensors(agent)
+        if saved["tensors"].keys() != tensors.keys():
+            raise ValueError("other tensors")
+        for name, tensor in tensors.items():
+            other = saved["tensors"][name]
+            if other.shape != tensor.shape or other.dtype != tensor.dtype or not other.isfinite().all():
+                raise UserError(f"{name} has another shape or type, or is not finite; give a .pt file that a run left")
+            tensor.copy_(other)
+        return agent, saved
 
 
 class Run:
     """One run in the folder `out` (None: no files): its place in the two stages, its log, its checkpoint.
 
-    A signal that comes while a stage trains is kept until the update at hand is whole, so that the checkpoint is.
+    A signal that comes while a stage trains waits until the update at hand is whole, so that the checkpoint is.
     """
 
     def __init__(self, out=None, seed=0, argv=()):
         self.out, self.seed, self.argv = out, seed, list(argv)
-        self.stage, self.step, self.log = "start", 0, []
-        self.seconds = {"teacher": 0.0, "student": 0.0}
+        self.stage, self.step, self.log, self.seconds = "start", 0, [], {}
         self.signal, self.training = None, False
 
     def __enter__(self):
@@ -587,14 +579,11 @@ class Run:
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
 
-    def stop(self, signum, frame):
-        self.signal = signum
-        if not self.training:
-            self.interrupt()
-
-    def interrupt(self):
-        raise Interrupted(self.signal, f"stopped at {self.stage} update {self.step}: all of it is in {self.out}. Go on with: "
-                          f"python cql_pendulum.py --resume {shlex.quote(str(self.out))}")
+    def stop(self, signum=None, frame=None):
+        self.signal = signum or self.signal
+        if self.signal and not (signum and self.training):
+            raise Interrupted(self.signal, f"stopped at {self.stage} update {self.step}; {self.out} holds all of it. Go on with: "
+                                           f"python cql_pendulum.py --resume {shlex.quote(str(self.out))}")
 
     def starts(self, purpose, n):
         """n seeds of start states for a purpose (0: the tests, 1: the final episodes), the same for every agent."""
@@ -605,94 +594,82 @@ class Run:
         if stage != self.stage:
             self.stage, self.step = stage, 0
         self.agent, self.data, self.training = agent, data, True
-        self.begun = time.monotonic() - self.seconds[stage]
+        self.begun = time.monotonic() - self.seconds.get(stage, 0.0)
         if self.step == 0:
             self.save()
-        for step in progress(range(self.step, total), stage, total):
+        tqdm = optional("tqdm", "no progress bars")
+        todo = range(self.step, total)
+        for step in tqdm.tqdm(todo, stage, total, initial=self.step, disable=None, leave=False) if tqdm else todo:
             self.step = step + 1
             yield step
             if self.signal:
                 self.save()
-                self.interrupt()
+                self.stop()
         self.training = False
-        self.seconds[stage] = time.monotonic() - self.begun
-        if self.signal:
-            self.interrupt()
+        self.stop()
 
     def test(self, at):
-        """Play the test's 10 episodes, print and log the result, and save; raises UserError when the agent has diverged."""
+        """Play the test's 10 episodes, print and log their means, and save; raises UserError when the agent has diverged."""
         if bad := [name for name, tensor in agent_tensors(self.agent).items() if not tensor.isfinite().all()]:
-            raise UserError(f"{self.stage} step {at}: {bad[0]} is NaN or infinite. The last good checkpoint stays; try "
-                            f"another --seed or a smaller --weight")
+            raise UserError(f"{self.stage} step {at}: {bad[0]} is NaN or infinite. The last good checkpoint stays; try another "
+                            f"--seed or a smaller --weight")
         result = [float(x.mean()) for x in evaluate(self.agent, self.starts(0, 10))]
         self.log.append([self.stage, at, *(f"{x:.3f}" for x in result), f"{time.monotonic() - self.begun:.1f}"])
         say("{} {:6d}   return {:8.1f}   promised {:8.2f}   delivered {:6.2f}".format(self.stage, at, *result))
         self.save()
 
     def save(self):
-        """Write checkpoint.pt, all that going on needs (with dataset.npz in the student's stage), and then log.csv."""
+        """Write checkpoint.pt, which with dataset.npz holds all that going on needs, and then log.csv from the same rows."""
         self.seconds[self.stage] = time.monotonic() - self.begun
-        if self.out is None:
-            return
-        save(self.out / "checkpoint.pt", agent=pack_agent(self.agent), argv=self.argv, stage=self.stage, step=self.step,
-             log=self.log, seconds=self.seconds, rows=None if self.data is None else torch.from_numpy(self.data.rows),
-             random=[torch.get_rng_state(), random.getstate(), env.unwrapped.np_random.bit_generator.state])
-        self.save_log()
+        if self.out:
+            states = torch.get_rng_state(), random.getstate(), env.unwrapped.np_random.bit_generator.state
+            rows = None if self.data is None else torch.from_numpy(self.data.rows)
+            save_agent(self.out / "checkpoint.pt", self.agent, argv=self.argv, stage=self.stage, step=self.step, log=self.log,
+                       seconds=self.seconds, random=states, rows=rows)
+            self.save_log()
 
     def save_log(self):
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([LOG, *self.log])
-        write_whole(self.out / "log.csv", text.getvalue().encode())
+        lines = [["stage", "step", "return", "promised", "delivered", "seconds"], *self.log]
+        write_whole(self.out / "log.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())
 
     def restore(self, saved):
-        """Take up the place, the log and the random states of a loaded checkpoint."""
-        self.stage, self.step, self.log, self.seconds = (saved[name] for name in ("stage", "step", "log", "seconds"))
-        seed_everything(self.seed)
-        torch_state, python_state, env_state = saved["random"]
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
-        env.unwrapped.np_random.bit_generator.state = env_state
+        """Take up the place, the log and the random states of a checkpoint."""
+        with reading(self.out / "checkpoint.pt", "a checkpoint.pt"):
+            self.stage, self.step, self.log, self.seconds = (saved[name] for name in ("stage", "step", "log", "seconds"))
+            seed_everything(self.seed)
+            torch.set_rng_state(saved["random"][0])
+            random.setstate(saved["random"][1])
+            env.unwrapped.np_random.bit_generator.state = saved["random"][2]
         self.save_log()
-
-
-def seed_everything(seed):
-    """Seed torch, random and the environment; each stage begins with it, so a saved dataset gives the same student."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    env.reset(seed=seed)
 
 
 @functools.cache
-def optional(name, what):
-    """An optional package's module, or None after one plain line of notice."""
+def optional(name, without):
+    """An optional package's module; None, after one line of notice, where it is not installed."""
     try:
-        return __import__(name, fromlist=["_"])
+        return importlib.import_module(name)
     except ImportError:
-        say(f"note: {name.split('.')[0]} is not installed: {what}", sys.stderr)
+        print(f"note: {name.split('.')[0]} is not installed: {without}", file=sys.stderr)
 
 
-def progress(steps, stage, total):
-    tqdm = optional("tqdm", "no progress bars")
-    return tqdm.tqdm(steps, stage, total, initial=steps.start, disable=None, leave=False) if tqdm else steps
-
-
-def say(line, file=None):
+def say(line):
     """Print a line without tearing the progress bar apart."""
-    tqdm = sys.modules.get("tqdm")
-    tqdm.tqdm.write(line, file or sys.stdout) if tqdm else print(line, file=file or sys.stdout)
-    (file or sys.stdout).flush()
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(line)
+    else:
+        print(line)
+    sys.stdout.flush()
 
 
 def report(run, data, teacher, student):
-    """Print the closing table and return it: {who: returns}. Teacher and student play the same 100 fresh episodes."""
-    players = {"the data": None, "the teacher": teacher, "the student": student}
-    table = {who: data.returns() if agent is None else evaluate(agent, run.starts(1, 100))[0]
-             for who, agent in players.items() if agent or who == "the data"}
+    """Print the closing table and return {who: returns}; teacher and student play the same 100 fresh episodes."""
+    table = {"the data": data.returns()}
+    table |= {who: evaluate(agent, run.starts(1, 100))[0] for who, agent in (("the teacher", teacher), ("the student", student)) if agent}
     say(f"\n{'return of an episode':<22}{'episodes':>9}{'mean':>10}{'std. error':>12}{'worst':>10}{'best':>10}")
     for who, returns in table.items():
         error = returns.std(ddof=1) / math.sqrt(len(returns)) if len(returns) > 1 else math.nan
         say(f"{who:<22}{len(returns):>9}{returns.mean():>10.1f}{error:>12.1f}{returns.min():>10.1f}{returns.max():>10.1f}")
-    say("minutes: " + ", ".join(f"{stage} {seconds / 60:.1f}" for stage, seconds in run.seconds.items() if seconds))
+    say("minutes: " + ", ".join(f"{stage} {seconds / 60:.1f}" for stage, seconds in run.seconds.items()))
     return table
 
 
@@ -738,42 +715,36 @@ def draw_curves(run, table, student, path):
 
 
 def play(path, seed):
-    """Play one episode with a saved agent from the start that the seed gives, print its return, write the animation."""
-    agent = load(path)["agent"]
+    """Play one episode with a saved agent from the seed's start, print its return, write the animation beside the file."""
+    agent, _ = load_agent(path)
     seed_everything(seed)
     state, total, over, frames = env.reset(seed=seed), 0.0, False, []
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    pillow = optional("PIL.Image", "no animation")
-    drawn = pillow and optional("pygame", "no animation")
+    image = optional("pygame", "no animation") and optional("PIL.Image", "no animation")
     while not over:
         state, reward, over, _ = env.step([agent.get_action(state)])
         total += float(reward)
-        if drawn:
-            frames.append(pillow.fromarray(env.render()[::2, ::2]))
-    say(f"return {total:.1f}")
+        if image:
+            frames.append(image.fromarray(env.render()[::2, ::2]))
+    print(f"return {total:.1f}")
     if frames:
         buffer = io.BytesIO()
-        frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=50, loop=0)   # 0.05 s a step
+        frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=50, loop=0)      # ms: a step is 0.05 s
         write_whole(path.with_suffix(".gif"), buffer.getvalue())
-        say(f"animation: {path.with_suffix('.gif')}")
+        print(f"animation: {path.with_suffix('.gif')}")
 
 
-def whole_number(least):
+def number(kind, least, advice):
+    """An argparse type: a finite number of a kind, at least or (for a float) above `least`."""
     def parse(text):
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-        return int(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (least <= value < math.inf) or kind is float and value == least:
+            raise argparse.ArgumentTypeError(f"{text!r}: {advice}")
+        return value
     return parse
-
-
-def positive_number(text):
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number (for no penalty: --student sac)")
-    return number
 
 
 class Parser(argparse.ArgumentParser):
@@ -782,31 +753,32 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_options(argv):
-    parser = Parser(prog="cql_pendulum.py", description="Train a SAC teacher on Pendulum-v1, freeze its transitions, and train a "
-                    "student on them alone.", allow_abbrev=False)
-    add, path = parser.add_argument, pathlib.Path
-    add("--seed", type=whole_number(0), default=0, help="seed of everything random (default: %(default)s)")
-    add("--epochs", type=whole_number(1), default=100, help="the teacher's epochs of one episode and 200 updates (default: %(default)s)")
-    add("--steps", type=whole_number(1), default=50_000, help="the student's updates (default: %(default)s)")
+    parser = Parser(prog="cql_pendulum.py", allow_abbrev=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, width=120),
+                    description="Train a SAC teacher on Pendulum-v1, freeze its transitions, train a student on them alone.")
+    add, count, path = parser.add_argument, number(int, 1, "give a whole number of at least 1"), pathlib.Path
+    add("--seed", type=number(int, 0, "give a whole number of at least 0"), default=0, help="of everything random (default: %(default)s)")
+    add("--epochs", type=count, default=100, help="of the teacher, each one episode and 200 updates (default: %(default)s)")
+    add("--steps", type=count, default=50_000, help="the student's updates (default: %(default)s)")
     add("--student", choices=["cql", "sac"], default="cql", help="sac: the same student without the penalty (default: %(default)s)")
-    add("--weight", type=positive_number, default=WEIGHT, help="weight of CQL's penalty (default: %(default)s)")
-    add("--as-printed", nargs="*", metavar="NAME", default=None,
-        help=f"restore the page's errata: {', '.join(ERRATA)}; no name: all four (default: none restored)")
-    add("--last", type=whole_number(1), metavar="N", help="show the student the last N episodes alone (default: all)")
-    add("--first", type=whole_number(1), metavar="N", help="show the student the first N episodes alone (default: all)")
-    add("--dataset", type=path, metavar="FILE", help="train the student on this dataset.npz, without a teacher (default: train a teacher)")
-    add("--out", type=path, metavar="DIR", help="folder for the results (default: a new one in runs/)")
-    add("--resume", type=path, metavar="DIR", help="go on with an interrupted run, with its own options (default: a new run)")
-    add("--play", type=path, metavar="CHECKPOINT", help="play one episode with a saved agent and write its animation (default: train)")
+    add("--weight", type=number(float, 0, "give a number above 0; for no penalty, --student sac"), default=WEIGHT,
+        help="of CQL's penalty (default: %(default)s)")
+    add("--as-printed", nargs="*", metavar="NAME",
+        help=f"restore the page's errata: {', '.join(ERRATA)}; no name: all four (default: all corrected)")
+    add("--last", type=count, metavar="N", help="show the student the last N episodes only (default: all)")
+    add("--first", type=count, metavar="N", help="show the student the first N episodes only (default: all)")
+    add("--dataset", type=path, metavar="FILE", help="train the student on this dataset.npz, without a teacher (default: a new teacher's)")
+    add("--out", type=path, metavar="DIR", help="new folder for the results (default: runs/ and a name that no run has)")
+    add("--resume", type=path, metavar="DIR", help="go on with the interrupted run in this folder (default: a new run)")
+    add("--play", type=path, metavar="CHECKPOINT", help="play one episode with a saved agent, write its animation (default: train)")
     options = parser.parse_args(argv)
     given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
-    for alone, beside in ((options.resume, {"resume"}), (options.play, {"play", "seed"})):
-        if alone and given - beside:
-            parser.error(f"--{min(given - beside)} has no meaning with --{min(beside)}; leave it out")
+    for name, beside in (("resume", {"resume"}), ("play", {"play", "seed"})):
+        if name in given and given - beside:
+            parser.error(f"--{name} has no use for --{min(given - beside).replace('_', '-')}; leave it out")
     if options.first and options.last:
         parser.error("--first and --last exclude each other; give one")
-    if options.dataset is None and max(options.first or 0, options.last or 0) > options.epochs:
-        parser.error(f"--first and --last count the teacher's episodes, and --epochs {options.epochs} makes {options.epochs}")
+    if not options.dataset and max(options.first or 0, options.last or 0) > options.epochs:
+        parser.error(f"--{'first' if options.first else 'last'}: the teacher plays {options.epochs} episodes; choose at most that many")
     try:
         options.as_printed = sorted(check_errata(ERRATA if options.as_printed == [] else options.as_printed or ()))
     except UserError as error:
@@ -815,21 +787,59 @@ def parse_options(argv):
 
 
 def new_folder(options):
-    """Make the run's folder; raises UserError when there is a run in it already, or none can be made."""
+    """Make the run's folder; raises UserError when it cannot be made, or has something in it already."""
+    names = [options.out] if options.out else (pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}") for k in itertools.count(1))
+    out = next(name for name in names if options.out or not name.exists())
     try:
-        if options.out is None:
-            for k in itertools.count(1):
-                out = pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}")
-                if not out.exists():
-                    break
-        else:
-            out = options.out
-            if out.is_dir() and any(out.iterdir()):
-                raise UserError(f"--out {out}: is not empty; choose a new folder, or go on with that run: --resume {out}")
-        out.mkdir(parents=True, exist_ok=options.out is not None)
+        out.mkdir(parents=True, exist_ok=bool(options.out))
+        if any(out.iterdir()):
+            raise UserError(f"--out {out}: has files in it; choose a new folder, or go on with the run there: --resume {out}")
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be made a folder ({error.strerror}); choose another") from None
+        raise UserError(f"--out {out}: cannot be a new folder ({error.strerror}); choose another") from None
     return out
+
+
+def work(options, argv):
+    """The main job, or what is left of it: teacher, dataset, student, table, picture."""
+    saved = None
+    if options.resume:
+        out, (agent, saved) = options.resume, load_agent(options.resume / "checkpoint.pt")
+        with reading(out / "checkpoint.pt", "a checkpoint.pt"):
+            argv = saved["argv"]
+            options = parse_options(argv)
+    elif options.dataset:
+        data = load_dataset(options.dataset, options.as_printed).keep(options.first, options.last).freeze()
+    if not saved:
+        out = new_folder(options)
+        versions = {"python": platform.python_version()} | {module.__name__: module.__version__ for module in (gym, np, torch)}
+        config = {"options": vars(options), "argv": argv, "versions": versions, "seed": options.seed}
+        write_whole(out / "config.json", json.dumps(config, indent=2, default=str).encode())
+
+    with Run(out, options.seed, argv) as run:
+        if options.dataset:
+            teacher = None
+        elif saved and saved["stage"] == "student":
+            teacher, _ = load_agent(out / "teacher.pt")
+        else:
+            seed_everything(options.seed)
+            teacher, data = SAC(options.as_printed), Data(options.as_printed)
+            if saved:
+                teacher, data.rows, saved = agent, saved["rows"].numpy(), run.restore(saved)
+            train_teacher(teacher, data, options.epochs, run)
+            save_agent(out / "teacher.pt", teacher)
+            data.keep(options.first, options.last).freeze()
+
+        if saved:
+            student, data = agent, load_dataset(out / "dataset.npz", options.as_printed)
+            run.restore(saved)
+        else:
+            save_dataset(data, out / "dataset.npz")
+            seed_everything(options.seed)
+            student = CQL(options.as_printed, options.weight) if options.student == "cql" else SAC(options.as_printed)
+        train_student(student, data, options.steps, run)
+        save_agent(out / "student.pt", student)
+        draw_curves(run, report(run, data, teacher, student), student, out / "curves.png")
+        say(f"all files: {out}")
 
 
 def main(argv=None):
@@ -847,52 +857,6 @@ def main(argv=None):
         print("stopped; nothing was written", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
-
-
-def work(options, argv):
-    """The main job, or what is left of it: teacher, dataset, student, table, picture."""
-    saved, data = None, None
-    if options.resume:
-        out, saved = options.resume, load(options.resume / "checkpoint.pt")
-        argv = saved["argv"]
-        options = parse_options(argv)
-    else:
-        if options.dataset:
-            data = load_dataset(options.dataset, options.as_printed).keep(options.first, options.last).freeze()
-        out = new_folder(options)
-        versions = {"python": platform.python_version()} | {module.__name__: module.__version__ for module in (gym, np, torch)}
-        config = {"options": vars(options), "arguments": argv, "versions": versions, "seed": options.seed}
-        write_whole(out / "config.json", json.dumps(config, indent=2, default=str).encode())
-
-    with Run(out, options.seed, argv) as run:
-        if options.dataset:
-            teacher = None
-        elif saved and saved["stage"] == "student":
-            teacher = load(out / "teacher.pt")["agent"]
-        else:
-            seed_everything(options.seed)
-            teacher, data = SAC(options.as_printed), Data(options.as_printed)
-            if saved:
-                teacher, data.rows = saved["agent"], saved["rows"].numpy()
-                run.restore(saved)
-            train_teacher(teacher, data, options.epochs, run)
-            save(out / "teacher.pt", agent=pack_agent(teacher))
-            data.keep(options.first, options.last).freeze()
-            saved = None
-
-        if saved:
-            data, student = load_dataset(out / "dataset.npz", options.as_printed), saved["agent"]
-            run.restore(saved)
-        else:
-            save_dataset(data, out / "dataset.npz")
-            seed_everything(options.seed)
-            student = CQL(options.as_printed, options.weight) if options.student == "cql" else SAC(options.as_printed)
-        train_student(student, data, options.steps, run)
-        save(out / "student.pt", agent=pack_agent(student))
-
-        table = report(run, data, teacher, student)
-        draw_curves(run, table, student, out / "curves.png")
-        say(f"all files: {out}")
 
 
 if __name__ == "__main__":
