@@ -27,6 +27,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 
 import gym
 import numpy as np
@@ -430,8 +431,8 @@ MODELS = ("model_action", "model_value1", "model_value2", "model_value_next1", "
 COLUMNS = {"observations": 3, "actions": 1, "rewards": 0, "next_observations": 3, "terminals": 0, "timeouts": 0}   # 0: [n]
 
 
-class Interrupted(Exception):
-    """SIGINT or SIGTERM: its number, and the line that says how to go on."""
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM: its number, and the line that says how to go on. No Exception, so that no handler of errors takes it."""
 
 
 def settle_process():
@@ -546,9 +547,10 @@ def save_agent(path, agent, **more):
 
 def load_agent(path):
     """The agent in a .pt file, and the file's whole content; raises UserError for a file that has none. Runs no code in it."""
-    with reading(path, "a .pt file"):
+    with reading(path, "a .pt file"), warnings.catch_warnings(action="ignore"):
         saved = torch.load(path, weights_only=True)
-        agent = CQL(saved["as_printed"], float(saved["weight"])) if saved["class"] == "CQL" else SAC(saved["as_printed"])
+        agent = {"CQL": CQL, "SAC": SAC}[saved["class"]](saved["as_printed"])
+        agent.weight = saved["weight"] if saved["weight"] is None else float(saved["weight"])
         tensors = agent_tensors(agent)
         if saved["tensors"].keys() != tensors.keys():
             raise ValueError("other tensors")
@@ -580,10 +582,13 @@ class Run:
             signal.signal(signum, handler)
 
     def stop(self, signum=None, frame=None):
+        """The signals' handler; without arguments: raise what it has put off."""
         self.signal = signum or self.signal
         if self.signal and not (signum and self.training):
-            raise Interrupted(self.signal, f"stopped at {self.stage} update {self.step}; {self.out} holds all of it. Go on with: "
-                                           f"python cql_pendulum.py --resume {shlex.quote(str(self.out))}")
+            if self.out and (self.out / "checkpoint.pt").exists():
+                raise Interrupted(self.signal, f"stopped in stage {self.stage} after update {self.step}; {self.out} holds all of it. "
+                                               f"Go on with: python cql_pendulum.py --resume {shlex.quote(str(self.out))}")
+            raise Interrupted(self.signal, "stopped; nothing was saved yet")
 
     def starts(self, purpose, n):
         """n seeds of start states for a purpose (0: the tests, 1: the final episodes), the same for every agent."""
@@ -654,8 +659,8 @@ def optional(name, without):
 
 def say(line):
     """Print a line without tearing the progress bar apart."""
-    if "tqdm" in sys.modules:
-        sys.modules["tqdm"].tqdm.write(line)
+    if tqdm := sys.modules.get("tqdm"):
+        tqdm.tqdm.write(line)
     else:
         print(line)
     sys.stdout.flush()
@@ -719,7 +724,7 @@ def play(path, seed):
     agent, _ = load_agent(path)
     seed_everything(seed)
     state, total, over, frames = env.reset(seed=seed), 0.0, False, []
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ |= {"PYGAME_HIDE_SUPPORT_PROMPT": "1", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}    # draw unseen
     image = optional("pygame", "no animation") and optional("PIL.Image", "no animation")
     while not over:
         state, reward, over, _ = env.step([agent.get_action(state)])
@@ -799,63 +804,62 @@ def new_folder(options):
     return out
 
 
-def work(options, argv):
+def work(options, argv, run):
     """The main job, or what is left of it: teacher, dataset, student, table, picture."""
     saved = None
     if options.resume:
-        out, (agent, saved) = options.resume, load_agent(options.resume / "checkpoint.pt")
+        run.out = out = options.resume
+        agent, saved = load_agent(out / "checkpoint.pt")
         with reading(out / "checkpoint.pt", "a checkpoint.pt"):
             argv = saved["argv"]
             options = parse_options(argv)
-    elif options.dataset:
-        data = load_dataset(options.dataset, options.as_printed).keep(options.first, options.last).freeze()
-    if not saved:
+    else:
+        if options.dataset:
+            data = load_dataset(options.dataset, options.as_printed).keep(options.first, options.last).freeze()
         out = new_folder(options)
         versions = {"python": platform.python_version()} | {module.__name__: module.__version__ for module in (gym, np, torch)}
         config = {"options": vars(options), "argv": argv, "versions": versions, "seed": options.seed}
         write_whole(out / "config.json", json.dumps(config, indent=2, default=str).encode())
+    run.out, run.seed, run.argv = out, options.seed, argv
 
-    with Run(out, options.seed, argv) as run:
-        if options.dataset:
-            teacher = None
-        elif saved and saved["stage"] == "student":
-            teacher, _ = load_agent(out / "teacher.pt")
-        else:
-            seed_everything(options.seed)
-            teacher, data = SAC(options.as_printed), Data(options.as_printed)
-            if saved:
-                teacher, data.rows, saved = agent, saved["rows"].numpy(), run.restore(saved)
-            train_teacher(teacher, data, options.epochs, run)
-            save_agent(out / "teacher.pt", teacher)
-            data.keep(options.first, options.last).freeze()
-
+    if options.dataset:
+        teacher = None
+    elif saved and saved["stage"] == "student":
+        teacher, _ = load_agent(out / "teacher.pt")
+    else:
+        seed_everything(options.seed)
+        teacher, data = SAC(options.as_printed), Data(options.as_printed)
         if saved:
-            student, data = agent, load_dataset(out / "dataset.npz", options.as_printed)
-            run.restore(saved)
-        else:
-            save_dataset(data, out / "dataset.npz")
-            seed_everything(options.seed)
-            student = CQL(options.as_printed, options.weight) if options.student == "cql" else SAC(options.as_printed)
-        train_student(student, data, options.steps, run)
-        save_agent(out / "student.pt", student)
-        draw_curves(run, report(run, data, teacher, student), student, out / "curves.png")
-        say(f"all files: {out}")
+            teacher, data.rows, saved = agent, saved["rows"].numpy(), run.restore(saved)
+        train_teacher(teacher, data, options.epochs, run)
+        save_agent(out / "teacher.pt", teacher)
+        data.keep(options.first, options.last).freeze()
+
+    if saved:
+        student, data = agent, load_dataset(out / "dataset.npz", options.as_printed)
+        run.restore(saved)
+    else:
+        save_dataset(data, out / "dataset.npz")
+        seed_everything(options.seed)
+        student = CQL(options.as_printed, options.weight) if options.student == "cql" else SAC(options.as_printed)
+    train_student(student, data, options.steps, run)
+    save_agent(out / "student.pt", student)
+    draw_curves(run, report(run, data, teacher, student), student, out / "curves.png")
+    say(f"all files: {out}")
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     options = parse_options(argv)
     try:
-        play(options.play, options.seed) if options.play else work(options, argv)
+        with Run() as run:
+            play(options.play, options.seed) if options.play else work(options, argv, run)
     except UserError as error:
         print(f"cql_pendulum.py: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         print(stop.args[1], file=sys.stderr)
         return 128 + stop.args[0]
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 128 + signal.SIGINT
     return 0
 
 
