@@ -102,6 +102,153 @@ def work(cells):
                       flush=True)
 
 
+def iqm(values):
+    """Interquartile mean: the mean without the lowest and the highest quarter (Agarwal et al. 2021), along the last axis."""
+    values = np.sort(values, axis=-1)
+    cut = values.shape[-1] // 4
+    return values[..., cut:values.shape[-1] - cut].mean(axis=-1)
+
+
+def interval(values):
+    """95 % bootstrap interval of the IQM over seeds, 50,000 resamples; one stratum, as there is one environment."""
+    values = np.asarray(values)
+    samples = np.random.default_rng(0).choice(values, (50_000, len(values)))
+    return np.percentile(iqm(samples), [2.5, 97.5])
+
+
+def name_of(line):
+    """What a student is called in tables and figures."""
+    if line["kind"] == "sac":
+        return "sac"
+    errata, weight = line["as_printed"], line["weight"]
+    what = "as printed" if len(errata) == 4 else f"with {errata[0]}" if errata else "corrected" if weight == 5.0 else f"weight {weight:g}"
+    return f"cql, {what}"
+
+
+def last_five(line):
+    return float(np.mean([test[1] for test in line["tests"][-5:]]))
+
+
+def row(name, lines, teachers):
+    returns = [line["return"] for line in lines]
+    low, high = interval(returns)
+    promised, delivered = (np.mean([line["tests"][-1][k] for line in lines]) for k in (2, 3))
+    beat_data = sum(line["return"] > line["data mean"] for line in lines)
+    beat_teacher = sum(line["return"] > teachers[line["seed"]]["return"] for line in lines)
+    return (f"| {name} | {len(lines)} | {iqm(np.array(returns)):.0f} | {low:.0f} to {high:.0f} | {min(returns):.0f} to {max(returns):.0f} "
+            f"| {iqm(np.array([last_five(line) for line in lines])):.0f} | {promised:.1f} | {delivered:.1f} | {promised - delivered:.1f} "
+            f"| {beat_data} of {len(lines)} | {beat_teacher} of {len(lines)} | {np.mean([line['minutes'] for line in lines]):.1f} |")
+
+
+def holds_from(line, level=-200):
+    """The first tested epoch from which every test's mean return stays above the level, or None."""
+    held = None
+    for test in reversed(line["tests"]):
+        if test[1] <= level:
+            break
+        held = test[0]
+    return held
+
+
+def report(lines):
+    from matplotlib.figure import Figure
+
+    teachers = {line["seed"]: line for line in lines if line["kind"] == "teacher" and not line["as_printed"]}
+    students = [line for line in lines if line["kind"] != "teacher"]
+    groups = {}
+    for line in students:
+        groups.setdefault((line["data"], name_of(line)), []).append(line)
+    missing = [cell for cell in grid() if key(cell) not in finished()]
+    text = ["# The study", "", "Written by `python tests/study.py --report` from results/study.jsonl; `python tests/study.py` runs what is missing.",
+            "Return of an episode, 100 fresh episodes for each seed; IQM and its 95 % bootstrap interval over seeds. Promised and",
+            "delivered are those of the last test, means over seeds. Minutes are of one processor, two runs side by side.", "",
+            f"Finished: {len(lines)} of {len(lines) + len(missing)} cells." + (" Missing: " + ", ".join(sorted(
+                {f"{cell['kind']} {cell.get('data', '')} {name_of(cell) if cell['kind'] != 'teacher' else ''}".strip() for cell in missing})) + "."
+                if missing else ""), "", "## Teachers", "",
+            "| teacher | seeds | IQM | interval | worst to best seed | epochs until -200 holds in every later test | minutes |",
+            "|---|---|---|---|---|---|---|"]
+    for name, printed in (("corrected", False), ("as printed", True)):
+        some = sorted((line for line in lines if line["kind"] == "teacher" and bool(line["as_printed"]) == printed), key=lambda line: line["seed"])
+        if some:
+            returns = np.array([line["return"] for line in some])
+            epochs = ", ".join(str("never" if holds_from(line) is None else holds_from(line)) for line in some)
+            text.append(f"| {name} | {len(some)} | {iqm(returns):.0f} | {' to '.join(f'{x:.0f}' for x in interval(returns))} "
+                        f"| {returns.min():.0f} to {returns.max():.0f} | {epochs} | {np.mean([line['minutes'] for line in some]):.1f} |")
+    for data in ("last 10", "all", "first 20"):
+        if some := {name: found for (which, name), found in groups.items() if which == data}:
+            means = [line["data mean"] for line in next(iter(some.values()))]
+            text += ["", f"## Students on {data} episodes", "", f"The data's mean return is {np.mean(means):.0f} ({min(means):.0f} to {max(means):.0f} by seed).",
+                     "", "| student | seeds | IQM | interval | worst to best seed | last five tests | promised | delivered | difference "
+                     "| beat its data | beat its teacher | minutes |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+            text += [row(name, found, teachers) for name, found in some.items()]
+    text += ["", "## What had to come out", ""] + list(verdicts(groups))
+    (RESULTS / "study.md").write_text("\n".join(text) + "\n")
+    draw_headline(groups, Figure)
+    draw_all(groups, teachers, Figure)
+    print(f"{RESULTS / 'study.md'} and two figures, from {len(lines)} cells")
+
+
+def verdicts(groups):
+    def count(found, test):
+        return f"{sum(map(test, found))} of {len(found)} seeds"
+
+    cql, sac = groups.get(("last 10", "cql, corrected"), []), groups.get(("last 10", "sac"), [])
+    yield f"- last 10, corrected cql above -250: {count(cql, lambda line: line['return'] > -250)}"
+    yield f"- last 10, corrected cql never promised more than it delivered, in any test: {count(cql, lambda line: all(t[2] <= t[3] for t in line['tests']))}"
+    yield f"- last 10, corrected cql, the same without the test after the first update: {count(cql, lambda line: all(t[2] <= t[3] for t in line['tests'][1:]))}"
+    yield f"- last 10, sac below -800: {count(sac, lambda line: line['return'] < -800)}"
+    yield f"- last 10, sac's last promise above 100: {count(sac, lambda line: line['tests'][-1][2] > 100)}"
+    yield f"- last 10, sac below -800 and its last promise above 100: {count(sac, lambda line: line['return'] < -800 and line['tests'][-1][2] > 100)}"
+    printed = {line["seed"]: line["return"] for line in groups.get(("all", "cql, as printed"), [])}
+    pairs = [line for line in groups.get(("all", "cql, corrected"), []) if line["seed"] in printed]
+    yield f"- all, corrected cql above cql as printed: {count(pairs, lambda line: line['return'] > printed[line['seed']])}"
+    naive = {line["seed"]: line["return"] for line in groups.get(("all", "sac"), [])}
+    pairs = [line for line in groups.get(("all", "cql, corrected"), []) if line["seed"] in naive]
+    yield f"- all, corrected cql above sac: {count(pairs, lambda line: line['return'] > naive[line['seed']])}"
+
+
+def draw_headline(groups, Figure):
+    """Last 10 episodes: every seed's return and promise, sac against cql."""
+    figure = Figure(figsize=(11, 4.2), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, colour in (("sac", "C3"), ("cql, corrected", "C0")):
+        found = groups.get(("last 10", name), [])
+        for k, line in enumerate(found):
+            step, returned, promised, delivered = np.array(line["tests"]).T
+            left.plot(step, returned, color=colour, lw=0.8, alpha=0.8, label=f"{name}: {len(found)} seeds" if k == 0 else None)
+            right.plot(step, promised, color=colour, lw=0.8, alpha=0.8, label=f"{name}: promised" if k == 0 else None)
+            right.plot(step, delivered, color=colour, lw=0.8, alpha=0.8, ls=":", label=f"{name}: delivered" if k == 0 else None)
+    right.axhline(100, color="k", ls="--", lw=1, label="the most that can be delivered")
+    left.set(title="Return", xlabel="update", ylabel="mean return of 10 episodes")
+    right.set(title="Promise and delivery", xlabel="update", ylabel="discounted sum of (reward + 8) / 8", yscale="symlog")
+    right.set_yscale("symlog", linthresh=10)
+    for axes in (left, right):
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    figure.suptitle("Students of the teacher's last 10 episodes")
+    figure.savefig(RESULTS / "last10.png")
+
+
+def draw_all(groups, teachers, Figure):
+    """Every seed's return over 100 episodes, with the IQM and its interval."""
+    figure = Figure(figsize=(11, 7.5), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    order = sorted(groups, key=lambda group: (["last 10", "all", "first 20"].index(group[0]), group[1]))
+    for y, group in enumerate(order):
+        found = groups[group]
+        returns = np.array([line["return"] for line in found])
+        axes.plot(returns, [y] * len(found), "o", color="C0", ms=4, alpha=0.6, label="a seed" if y == 0 else None)
+        axes.plot(interval(returns), [y, y], "-", color="C1", lw=2, label="95 % interval of the IQM" if y == 0 else None)
+        axes.plot(iqm(returns), y, "|", color="C1", ms=14, mew=3, label="interquartile mean" if y == 0 else None)
+        axes.plot(np.mean([line["data mean"] for line in found]), y, "x", color="0.3", ms=6, label="mean of the data" if y == 0 else None)
+    axes.axvline(iqm(np.array([line["return"] for line in teachers.values()])), color="k", ls=":", lw=1, label="teachers' IQM")
+    axes.set(yticks=range(len(order)), yticklabels=[f"{data}: {name} ({len(groups[data, name])})" for data, name in order],
+             xlabel="return of an episode, mean of 100", title="All students: data, student (seeds)")
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.07), ncols=5, frameon=False)
+    figure.savefig(RESULTS / "study.png")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--report", action="store_true", help="write results/study.md and the figures from results/study.jsonl")
