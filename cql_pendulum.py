@@ -185,13 +185,11 @@ class Adam:
         self.exp_avg_sqs = [torch.zeros_like(p) for p in self.parameters]
         self.steps = [torch.zeros(())] * len(self.parameters)         # one counter for all
 
-    def step(self, loss):
-        """One step down the gradient of the loss, a scalar; no other parameter gets a gradient."""
-        gradients = torch.autograd.grad(loss, self.parameters)
-        with torch.no_grad():
-            self.steps[0].add_(1)
-            torch._fused_adam_(self.parameters, gradients, self.exp_avgs, self.exp_avg_sqs, [], self.steps, lr=self.lr,
-                               beta1=0.9, beta2=0.999, weight_decay=0, eps=1e-8, amsgrad=False, maximize=False)
+    @torch.no_grad()
+    def step(self, gradients):
+        self.steps[0].add_(1)
+        torch._fused_adam_(self.parameters, gradients, self.exp_avgs, self.exp_avg_sqs, [], self.steps, lr=self.lr,
+                           beta1=0.9, beta2=0.999, weight_decay=0, eps=1e-8, amsgrad=False, maximize=False)
 
 
 class SAC:
@@ -244,13 +242,15 @@ class SAC:
         both cores handle one network instead of two. The critics' own weights become views of the pair's."""
 
         def __init__(self, *models):
-            self.layers = []                                          # (bias [2, 1, out], weight [2, in, out])
-            for linears in zip(*(model.sequential[::2] for model in models)):
-                bias = torch.stack([linear.bias.detach()[None] for linear in linears]).requires_grad_()
-                weight = torch.stack([linear.weight.detach().T for linear in linears]).requires_grad_()
-                for k, linear in enumerate(linears):
+            self.layers = [(torch.stack([linear.bias.detach()[None] for linear in linears]).requires_grad_(),       # [2, 1, out]
+                            torch.stack([linear.weight.detach().T for linear in linears]).requires_grad_())         # [2, in, out]
+                           for linears in zip(*(model.sequential[::2] for model in models))]
+            self.tie(*models)
+
+        def tie(self, *models):
+            for k, model in enumerate(models):
+                for (bias, weight), linear in zip(self.layers, model.sequential[::2]):
                     linear.bias.data, linear.weight.data = bias.data[k, 0], weight.data[k].T
-                self.layers.append((bias, weight))
 
         def parameters(self):
             return itertools.chain(*self.layers)
@@ -275,6 +275,7 @@ class SAC:
         self.alpha = torch.tensor(math.log(0.01), requires_grad=True)         # log of the temperature
         self.optimizer_value = Adam(self.values.parameters(), lr=3e-3)
         self.optimizer_action = Adam([*self.model_action.parameters(), self.alpha], lr=3e-4)
+        self.records = {}
 
     def get_action(self, state):
         """A torque drawn from the policy, float in [-2, 2]; raises ValueError unless the state is three finite numbers."""
@@ -297,19 +298,43 @@ class SAC:
     def train(self, state, action, reward, next_state, over):
         """One update from a batch with the shapes of Data.get_sample (SAC, algorithm 1); raises ValueError for others."""
         check_batch(state, action, reward, next_state, over)
+        self.optimizer_value.step(self._replay(self._get_gradients_value, state, action, reward, next_state, over))
+        self.optimizer_action.step(self._replay(self._get_gradients_action, state))
+        self._soft_update(self.values, self.values_next)
+
+    def _get_gradients_value(self, state, action, reward, next_state, over):
+        """The gradients of both critics' losses in their parameters."""
         reward = (reward + 8) / 8
         target = self._get_target(reward, next_state, over)
-
-        # both critics
         loss_value = self._get_loss_value(self.values, target, state, action, next_state)
-        self.optimizer_value.step(loss_value.sum())
+        return torch.autograd.grad(loss_value.sum(), [*self.values.parameters()])
 
-        # actor and temperature: neither loss has a gradient in the other's parameters, so one step serves both
+    def _get_gradients_action(self, state):
+        """The gradients of the actor's and the temperature's loss (SAC, equation 18), neither of which enters the other's."""
         loss_action, entropy = self._get_loss_action(state)
         loss_alpha = (entropy.detach().mean() - TARGET_ENTROPY) * self.alpha.exp()
-        self.optimizer_action.step(loss_action + loss_alpha)
+        return torch.autograd.grad(loss_action + loss_alpha, [*self.model_action.parameters(), self.alpha])
 
-        self._soft_update(self.values, self.values_next)
+    def _replay(self, gradients, *batch):
+        """gradients(*batch), from a record of its operations: autograd's own, in the same order, to the last bit.
+
+        The first call for a batch size records every operation, forward and backward (1 s once, then 0.1 s); later calls
+        replay them without Python and without building autograd's graph, which takes half of a teacher's update. The record
+        keeps what is fixed at that time: as_printed, the weight, the networks' shapes; parameters may change in place.
+        """
+        key = gradients.__name__, len(batch[0])
+        if key not in self.records:
+            self.records[key] = record(self, gradients, batch)
+        with torch.no_grad():
+            return self.records[key](self.alpha, *batch)
+
+    def __getstate__(self):
+        return self.__dict__ | {"records": {}}        # a copy records its own operations, and its critics are its own pair's
+
+    def __setstate__(self, state):
+        self.__dict__ |= state
+        self.values.tie(self.model_value1, self.model_value2)
+        self.values_next.tie(self.model_value_next1, self.model_value_next2)
 
     @torch.no_grad()
     def _get_target(self, reward, next_state, over):
@@ -439,6 +464,24 @@ def settle_process():
     """Two settings of the process that an update's speed rests on."""
     torch.empty(30 << 18)             # 30 MB freed once: glibc keeps freed megabytes from then on, 600 page faults an update fewer
     torch.set_flush_denormal(True)    # the averages of a dead unit's gradient decay below 1e-38, where Adam's step takes twice as long
+
+
+def record(agent, function, inputs):
+    """function(*inputs), a method of the agent, as a TorchScript function of (alpha, *inputs) that runs the same operations."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def with_alpha(alpha, *inputs):
+        kept, agent.alpha = agent.alpha, alpha        # an input, because what depends on no input is recorded as a constant
+        try:
+            return function(*inputs)
+        finally:
+            agent.alpha = kept
+
+    inputs = agent.alpha.detach().requires_grad_(), *inputs
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):     # recording draws random numbers too
+        graph = make_fx(with_alpha)(*inputs)
+        with torch.no_grad():
+            return torch.jit.trace(graph, inputs, check_trace=False)
 
 
 def seed_everything(seed):

@@ -234,6 +234,37 @@ def test_twenty_updates_equal_a_plain_reference(make, as_printed, double):
             torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("make", [SAC, CQL])
+def test_replayed_gradients_are_autograds_to_the_last_bit(make):
+    torch.manual_seed(4)
+    agent = make()
+    for update in range(3):                             # the first call records, the later ones replay other batches
+        rows = batch(seed=update)
+        for function, inputs in ((agent._get_gradients_value, rows), (agent._get_gradients_action, rows[:1])):
+            replayed, direct = with_seed(update, agent._replay, function, *inputs), with_seed(update, function, *inputs)
+            assert all(torch.equal(mine, autograds) for mine, autograds in zip(replayed, direct, strict=True))
+        agent.train(*rows)
+
+
+def test_a_copy_of_an_agent_learns_on_its_own():
+    agent, rows = CQL(), batch()
+    agent.train(*rows)
+    other = copy.deepcopy(agent)
+    before = [p.clone() for p in agent.values.parameters()]
+    with_seed(1, other.train, *rows)
+    assert all(torch.equal(old, new) for old, new in zip(before, agent.values.parameters()))
+    with_seed(1, agent.train, *rows)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(agent.values.parameters(), other.values.parameters()))
+    torch.testing.assert_close(other.values(*rows[:2])[1], other.model_value2(*rows[:2]))
+
+
+def test_other_batch_sizes_train_too():
+    agent = CQL()
+    for b in (1, 64, 7, 64):
+        agent.train(*batch(b))
+    assert all(p.isfinite().all() for p in agent.values.parameters())
+
+
 def test_target_stops_at_terminal_states_only():
     agent, (_, _, reward, next_state, over) = SAC(), batch()
     target = agent._get_target(reward, next_state, over)
@@ -245,7 +276,7 @@ def test_adam_equals_torchs():
     mine, reference = torch.tensor([1.0, -2.0, 3.0]).requires_grad_(), torch.tensor([1.0, -2.0, 3.0]).requires_grad_()
     ours, theirs = Adam([mine], lr=0.1), torch.optim.Adam([reference], lr=0.1)
     for k in range(50):
-        ours.step((mine ** 4 * (k % 3)).sum())
+        ours.step(torch.autograd.grad((mine ** 4 * (k % 3)).sum(), [mine]))
         theirs.zero_grad()
         (reference ** 4 * (k % 3)).sum().backward()
         theirs.step()

@@ -156,13 +156,3 @@ def test_saved_datasets_come_back_whole(tmp_path):
     other = ours.load_dataset(tmp_path / "data.npz")
     assert other.frozen
     np.testing.assert_array_equal(other.rows, data.rows)
-
-
-def swing_up(state, noise):
-    """A torque by hand: pump energy into the pendulum, and balance it near the top."""
-    cos, sin, speed = (float(x) for x in state)
-    if cos > 0.9:
-        torque = -12 * np.arctan2(sin, cos) - 3 * speed
-    else:
-        torque = 2 * np.sign(speed * (15 * (1 - cos) - speed ** 2 / 2 - 0.0) or 1.0)
-    return float(np.clip(torque + noise, -2, 2))
