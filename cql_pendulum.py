@@ -242,9 +242,11 @@ class SAC:
         both cores handle one network instead of two. The critics' own weights become views of the pair's."""
 
         def __init__(self, *models):
-            self.layers = [(torch.stack([linear.bias.detach()[None] for linear in linears]).requires_grad_(),       # [2, 1, out]
-                            torch.stack([linear.weight.detach().T for linear in linears]).requires_grad_())         # [2, in, out]
-                           for linears in zip(*(model.sequential[::2] for model in models))]
+            self.layers = []                                                      # (bias [2, 1, out], weight [2, in, out])
+            for linears in zip(*(model.sequential[::2] for model in models)):
+                bias = torch.stack([linear.bias.detach()[None] for linear in linears])
+                weight = torch.stack([linear.weight.detach().T for linear in linears])
+                self.layers.append((bias.requires_grad_(), weight.requires_grad_()))
             self.tie(*models)
 
         def tie(self, *models):
@@ -457,13 +459,13 @@ COLUMNS = {"observations": 3, "actions": 1, "rewards": 0, "next_observations": 3
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM: its number, and the line that says how to go on. No Exception, so that no handler of errors takes it."""
+    """SIGINT or SIGTERM: its number, and the line that says how to go on; not an error, so `except Exception` lets it pass."""
 
 
 def settle_process():
     """Two settings of the process that an update's speed rests on."""
-    torch.empty(30 << 18)             # 30 MB freed once: glibc keeps freed megabytes from then on, 600 page faults an update fewer
-    torch.set_flush_denormal(True)    # the averages of a dead unit's gradient decay below 1e-38, where Adam's step takes twice as long
+    torch.empty(30 << 18)             # 30 MB freed once: glibc keeps freed megabytes from then on and faults no pages in anew
+    torch.set_flush_denormal(True)    # a dead unit's averages decay below 1e-38, where Adam's step takes twice as long
 
 
 def record(agent, function, inputs):
@@ -546,7 +548,7 @@ def save_dataset(data, path):
 
 
 def load_dataset(path, as_printed=()):
-    """A frozen Data from an npz file with D4RL's names; raises UserError for any file that is not such a dataset of Pendulum."""
+    """A frozen Data from an npz file with D4RL's names; raises UserError for any other file."""
     with reading(path, "a dataset.npz"), np.load(path, allow_pickle=False) as file:
         if missing := COLUMNS.keys() - set(file.files):
             raise UserError(f"lacks {', '.join(sorted(missing))}; a dataset has {', '.join(COLUMNS)}")
@@ -629,8 +631,8 @@ class Run:
         self.signal = signum or self.signal
         if self.signal and not (signum and self.training):
             if self.out and (self.out / "checkpoint.pt").exists():
-                raise Interrupted(self.signal, f"stopped in stage {self.stage} after update {self.step}; {self.out} holds all of it. "
-                                               f"Go on with: python cql_pendulum.py --resume {shlex.quote(str(self.out))}")
+                raise Interrupted(self.signal, f"stopped in stage {self.stage} after update {self.step}; {self.out} holds all of "
+                                               f"it. Go on with: python cql_pendulum.py --resume {shlex.quote(str(self.out))}")
             raise Interrupted(self.signal, "stopped; nothing was saved yet")
 
     def starts(self, purpose, n):
@@ -711,8 +713,9 @@ def say(line):
 
 def report(run, data, teacher, student):
     """Print the closing table and return {who: returns}; teacher and student play the same 100 fresh episodes."""
-    table = {"the data": data.returns()}
-    table |= {who: evaluate(agent, run.starts(1, 100))[0] for who, agent in (("the teacher", teacher), ("the student", student)) if agent}
+    agents = {"the teacher": teacher, "the student": student}
+    table = {who: evaluate(agent, run.starts(1, 100))[0] for who, agent in agents.items() if agent}
+    table = {"the data": data.returns()} | table
     say(f"\n{'return of an episode':<22}{'episodes':>9}{'mean':>10}{'std. error':>12}{'worst':>10}{'best':>10}")
     for who, returns in table.items():
         error = returns.std(ddof=1) / math.sqrt(len(returns)) if len(returns) > 1 else math.nan
@@ -801,23 +804,25 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_options(argv):
-    parser = Parser(prog="cql_pendulum.py", allow_abbrev=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, width=120),
-                    description="Train a SAC teacher on Pendulum-v1, freeze its transitions, train a student on them alone.")
-    add, count, path = parser.add_argument, number(int, 1, "give a whole number of at least 1"), pathlib.Path
-    add("--seed", type=number(int, 0, "give a whole number of at least 0"), default=0, help="of everything random (default: %(default)s)")
-    add("--epochs", type=count, default=100, help="of the teacher, each one episode and 200 updates (default: %(default)s)")
-    add("--steps", type=count, default=50_000, help="the student's updates (default: %(default)s)")
-    add("--student", choices=["cql", "sac"], default="cql", help="sac: the same student without the penalty (default: %(default)s)")
-    add("--weight", type=number(float, 0, "give a number above 0; for no penalty, --student sac"), default=WEIGHT,
-        help="of CQL's penalty (default: %(default)s)")
-    add("--as-printed", nargs="*", metavar="NAME",
-        help=f"restore the page's errata: {', '.join(ERRATA)}; no name: all four (default: all corrected)")
-    add("--last", type=count, metavar="N", help="show the student the last N episodes only (default: all)")
-    add("--first", type=count, metavar="N", help="show the student the first N episodes only (default: all)")
-    add("--dataset", type=path, metavar="FILE", help="train the student on this dataset.npz, without a teacher (default: a new teacher's)")
-    add("--out", type=path, metavar="DIR", help="new folder for the results (default: runs/ and a name that no run has)")
-    add("--resume", type=path, metavar="DIR", help="go on with the interrupted run in this folder (default: a new run)")
-    add("--play", type=path, metavar="CHECKPOINT", help="play one episode with a saved agent, write its animation (default: train)")
+    parser = Parser(prog="cql_pendulum.py", allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter, description=
+                    "Train a SAC teacher on Pendulum-v1, freeze its transitions, train a student on them alone.")
+    count, path = number(int, 1, "give a whole number of at least 1"), pathlib.Path
+
+    def add(name, default, said, **more):
+        parser.add_argument(name, default=default, help=f"{said} (default: {more.pop('shown', default)})", **more)
+
+    add("--seed", 0, "of everything random", type=number(int, 0, "give a whole number of at least 0"))
+    add("--epochs", 100, "of the teacher, each one episode and 200 updates", type=count)
+    add("--steps", 50_000, "the student's updates", type=count)
+    add("--student", "cql", "sac: the same student without the penalty", choices=["cql", "sac"])
+    add("--weight", WEIGHT, "of CQL's penalty", type=number(float, 0, "give a number above 0; for no penalty, --student sac"))
+    add("--as-printed", None, f"restore the page's errata: {', '.join(ERRATA)}; no name: all", shown="none", nargs="*", metavar="NAME")
+    add("--last", None, "show the student the last N episodes only", shown="all", type=count, metavar="N")
+    add("--first", None, "show the student the first N episodes only", shown="all", type=count, metavar="N")
+    add("--dataset", None, "train the student on this dataset.npz", shown="a new teacher's", type=path, metavar="FILE")
+    add("--out", None, "new folder for the results", shown="runs/ and a name that no run has", type=path, metavar="DIR")
+    add("--resume", None, "go on with the interrupted run in this folder", shown="a new run", type=path, metavar="DIR")
+    add("--play", None, "play an episode with a saved agent, write the animation", shown="train", type=path, metavar="CHECKPOINT")
     options = parser.parse_args(argv)
     given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
     for name, beside in (("resume", {"resume"}), ("play", {"play", "seed"})):
@@ -826,7 +831,7 @@ def parse_options(argv):
     if options.first and options.last:
         parser.error("--first and --last exclude each other; give one")
     if not options.dataset and max(options.first or 0, options.last or 0) > options.epochs:
-        parser.error(f"--{'first' if options.first else 'last'}: the teacher plays {options.epochs} episodes; choose at most that many")
+        parser.error(f"--{'first' if options.first else 'last'}: the teacher plays {options.epochs} episodes; give at most that")
     try:
         options.as_printed = sorted(check_errata(ERRATA if options.as_printed == [] else options.as_printed or ()))
     except UserError as error:
@@ -836,8 +841,8 @@ def parse_options(argv):
 
 def new_folder(options):
     """Make the run's folder; raises UserError when it cannot be made, or has something in it already."""
-    names = [options.out] if options.out else (pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}") for k in itertools.count(1))
-    out = next(name for name in names if options.out or not name.exists())
+    free = (pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}") for k in itertools.count(1))
+    out = options.out or next(name for name in free if not name.exists())
     try:
         out.mkdir(parents=True, exist_ok=bool(options.out))
         if any(out.iterdir()):
