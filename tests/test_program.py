@@ -3,6 +3,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -129,6 +130,18 @@ def test_help_explains_every_option_and_its_default():
     for option in ("seed", "epochs", "steps", "student", "weight", "as-printed", "last", "first", "dataset", "out", "resume", "play"):
         entry = text.split(f"  --{option} ")[1].split("\n  --")[0]
         assert "(default: " in entry, option
+
+
+def test_readme_shows_the_real_options_and_links_to_the_errata():
+    readme = (TOP / "README.md").read_text()
+    done = subprocess.run([sys.executable, "cql_pendulum.py", "--help"], cwd=TOP, capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"})
+    assert done.stdout[done.stdout.index("options:"):].rstrip() in readme
+    source = (TOP / "cql_pendulum.py").read_text().splitlines()
+    links = dict(re.findall(r"\[(\w+)\]\(cql_pendulum\.py#L(\d+)\)", readme))
+    assert links.keys() == ours.ERRATA.keys()
+    for name, line in links.items():
+        assert f'"{name}" in self.as_printed' in source[int(line) - 1]
+        assert any("Page:" in above for above in source[int(line) - 3:int(line)])
 
 
 def test_saved_agents_come_back_whole(tmp_path):
