@@ -18,11 +18,19 @@ TINY = ["--epochs", "2", "--steps", "70"]
 FILES = {"checkpoint.pt", "config.json", "curves.png", "dataset.npz", "log.csv", "student.pt", "teacher.pt"}
 
 
-def command(*arguments, folder=TOP, before="", python=(sys.executable,)):
+def command(*arguments, before=""):
     """Run the program in a subprocess; `before` is Python to run first."""
-    code = f"{before}\nimport runpy, sys; sys.argv[0] = 'cql_pendulum.py'; runpy.run_path({str(TOP / 'cql_pendulum.py')!r}, run_name='__main__')"
-    return subprocess.run([*python, "-c", code, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=120,
+    code = f"{before}\nimport runpy; runpy.run_path('cql_pendulum.py', run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=TOP, capture_output=True, text=True, timeout=120,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def inside(capsys, *arguments):
+    """Run the program in this process, which has its imports behind it: its stdout, once it has ended well."""
+    assert ours.main([str(argument) for argument in arguments]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
 
 
 def lines_without_time(text):
@@ -65,30 +73,31 @@ def test_main_job_end_to_end(whole_run):
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_same_seed_same_lines_and_other_seed_others(whole_run, tmp_path):
-    again = command(*TINY, "--out", tmp_path / "again")
-    other = command(*TINY, "--out", tmp_path / "other", "--seed", "1")
-    assert lines_without_time(again.stdout) == lines_without_time(whole_run[1].stdout)
-    assert not set(lines_without_time(other.stdout)[:4]) & set(lines_without_time(again.stdout)[:4])
+def test_same_seed_same_lines_and_other_seed_others(whole_run, tmp_path, capsys):
+    again = command(*TINY, "--out", tmp_path / "again").stdout
+    other = inside(capsys, *TINY, "--out", tmp_path / "other", "--seed", 1)
+    assert lines_without_time(again) == lines_without_time(whole_run[1].stdout)
+    assert not set(lines_without_time(other)[:4]) & set(lines_without_time(again)[:4])
 
 
-def test_the_saved_dataset_gives_the_same_student(whole_run, tmp_path):
-    done = command("--dataset", whole_run[0] / "dataset.npz", "--steps", 70, "--out", tmp_path / "student")
-    assert done.returncode == 0
-    student = [line for line in whole_run[1].stdout.splitlines() if line.startswith("student")]
-    assert done.stdout.splitlines()[:2] == student
-    assert "the teacher" not in done.stdout
+def test_the_saved_dataset_gives_the_same_student(whole_run, tmp_path, capsys):
+    lines = inside(capsys, "--dataset", whole_run[0] / "dataset.npz", "--steps", 70, "--out", tmp_path / "student").splitlines()
+    assert lines[:2] == [line for line in whole_run[1].stdout.splitlines() if line.startswith("student")]
+    assert not any(line.startswith("the teacher") for line in lines)
 
 
-def test_without_a_dataset_file_last_and_first_choose_the_episodes(tmp_path):
+def test_last_and_first_choose_the_episodes(whole_run, tmp_path, capsys):
     for option in ("--last", "--first"):
-        assert command(*TINY, option, 1, "--out", tmp_path / option).returncode == 0
-    last, first = (np.load(tmp_path / option / "dataset.npz")["observations"] for option in ("--last", "--first"))
-    assert last.shape == first.shape == (200, 3) and not np.array_equal(first, last)
+        inside(capsys, "--dataset", whole_run[0] / "dataset.npz", "--steps", 1, option, 1, "--out", tmp_path / option)
+    whole, last, first = (np.load(folder / "dataset.npz")["observations"]
+                          for folder in (whole_run[0], tmp_path / "--last", tmp_path / "--first"))
+    np.testing.assert_array_equal(np.concatenate([first, last]), whole)
+    inside(capsys, *TINY, "--last", 1, "--student", "sac", "--out", tmp_path / "teacher too")
+    np.testing.assert_array_equal(np.load(tmp_path / "teacher too" / "dataset.npz")["observations"], whole[200:])
 
 
-@pytest.mark.skipif(not pytest.importorskip("gymnasium"), reason="gymnasium is not installed")
 def test_gymnasium_in_gyms_place(whole_run, tmp_path):
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed")
     done = command(*TINY, "--out", tmp_path / "run", before="import sys, gymnasium; sys.modules['gym'] = gymnasium")
     assert (done.returncode, done.stderr) == (0, "")
     assert {file.name for file in (tmp_path / "run").iterdir()} == FILES
@@ -102,31 +111,40 @@ def test_without_the_optional_packages(whole_run, tmp_path):
     assert done.stderr.splitlines() == ["note: tqdm is not installed: no progress bars", "note: matplotlib is not installed: no curves.png"]
     assert lines_without_time(done.stdout) == lines_without_time(whole_run[1].stdout)
     assert {file.name for file in (tmp_path / "run").iterdir()} == FILES - {"curves.png"}
-    played = command("--play", tmp_path / "run" / "student.pt", before="import sys; sys.modules['pygame'] = None")
-    assert played.stdout.startswith("return -") and "animation" not in played.stdout
-    assert played.stderr.splitlines() == ["note: pygame is not installed: no animation"]
 
 
-def test_play_prints_the_return_and_writes_the_animation(whole_run):
+def test_play_prints_the_return_and_writes_the_animation(whole_run, capsys):
     from PIL import Image
 
     for name in ("teacher.pt", "student.pt", "checkpoint.pt"):
-        done = command("--play", whole_run[0] / name, "--seed", 3)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert -2000 < float(done.stdout.split()[1]) < 0
         gif = whole_run[0] / name.replace(".pt", ".gif")
+        lines = inside(capsys, "--play", whole_run[0] / name, "--seed", 3).splitlines()
+        assert -2000 < float(lines[0].removeprefix("return ")) < 0
+        assert lines[1:] == [f"animation: {gif}"]
         assert Image.open(gif).n_frames > 100               # frames that do not differ are merged
         gif.unlink()
 
 
-def test_default_folders_never_collide(tmp_path):
+def test_play_without_pygame(whole_run, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    ours.optional.cache_clear()
+    assert ours.main(["--play", str(whole_run[0] / "student.pt")]) == 0
+    ours.optional.cache_clear()
+    captured = capsys.readouterr()
+    assert captured.out.startswith("return -") and captured.out.count("\n") == 1
+    assert captured.err == "note: pygame is not installed: no animation\n"
+    assert not list(whole_run[0].glob("*.gif"))
+
+
+def test_default_folders_never_collide(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for k in (1, 2):
-        assert command("--epochs", 1, "--steps", 1, folder=tmp_path).returncode == 0
+        inside(capsys, "--epochs", 1, "--steps", 1)
         assert (tmp_path / "runs" / f"cql-seed0-{k}" / "student.pt").exists()
 
 
 def test_help_explains_every_option_and_its_default():
-    text = command("--help").stdout
+    text = subprocess.run([sys.executable, "cql_pendulum.py", "--help"], cwd=TOP, capture_output=True, text=True).stdout
     for option in ("seed", "epochs", "steps", "student", "weight", "as-printed", "last", "first", "dataset", "out", "resume", "play"):
         entry = text.split(f"  --{option} ")[1].split("\n  --")[0]
         assert "(default: " in entry, option
