@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 import cql_pendulum as ours
 
@@ -43,11 +44,13 @@ def learn(student, data, updates=5000):
 
 @pytest.fixture
 def data():
+    torch.set_num_threads(2)
     ours.seed_everything(0)
     data = ours.Data()
     for _ in range(30):
         data.update_data(Controller())
-    return data.freeze()
+    yield data.freeze()
+    torch.set_num_threads(1)
 
 
 def test_a_student_learns_from_frozen_data_alone(data):

@@ -74,7 +74,7 @@ def test_main_job_end_to_end(whole_run):
 
 
 def test_same_seed_same_lines_and_other_seed_others(whole_run, tmp_path, capsys):
-    again = command(*TINY, "--out", tmp_path / "again").stdout
+    again = inside(capsys, *TINY, "--out", tmp_path / "again")        # another process than the first
     other = inside(capsys, *TINY, "--out", tmp_path / "other", "--seed", 1)
     assert lines_without_time(again) == lines_without_time(whole_run[1].stdout)
     assert not set(lines_without_time(other)[:4]) & set(lines_without_time(again)[:4])
@@ -87,13 +87,11 @@ def test_the_saved_dataset_gives_the_same_student(whole_run, tmp_path, capsys):
 
 
 def test_last_and_first_choose_the_episodes(whole_run, tmp_path, capsys):
-    for option in ("--last", "--first"):
-        inside(capsys, "--dataset", whole_run[0] / "dataset.npz", "--steps", 1, option, 1, "--out", tmp_path / option)
-    whole, last, first = (np.load(folder / "dataset.npz")["observations"]
-                          for folder in (whole_run[0], tmp_path / "--last", tmp_path / "--first"))
-    np.testing.assert_array_equal(np.concatenate([first, last]), whole)
-    inside(capsys, *TINY, "--last", 1, "--student", "sac", "--out", tmp_path / "teacher too")
-    np.testing.assert_array_equal(np.load(tmp_path / "teacher too" / "dataset.npz")["observations"], whole[200:])
+    whole = np.load(whole_run[0] / "dataset.npz")["observations"]
+    inside(capsys, "--dataset", whole_run[0] / "dataset.npz", "--steps", 1, "--first", 1, "--out", tmp_path / "first")
+    np.testing.assert_array_equal(np.load(tmp_path / "first" / "dataset.npz")["observations"], whole[:200])
+    inside(capsys, *TINY, "--last", 1, "--student", "sac", "--out", tmp_path / "last")
+    np.testing.assert_array_equal(np.load(tmp_path / "last" / "dataset.npz")["observations"], whole[200:])
 
 
 def test_gymnasium_in_gyms_place(whole_run, tmp_path):
@@ -136,11 +134,10 @@ def test_play_without_pygame(whole_run, capsys, monkeypatch):
     assert not list(whole_run[0].glob("*.gif"))
 
 
-def test_default_folders_never_collide(tmp_path, capsys, monkeypatch):
+def test_default_folders_never_collide(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for k in (1, 2):
-        inside(capsys, "--epochs", 1, "--steps", 1)
-        assert (tmp_path / "runs" / f"cql-seed0-{k}" / "student.pt").exists()
+    options = ours.parse_options(["--student", "sac", "--seed", "4"])
+    assert [str(ours.new_folder(options)) for _ in range(3)] == [f"runs/sac-seed4-{k}" for k in (1, 2, 3)]
 
 
 def test_help_explains_every_option_and_its_default():
