@@ -206,7 +206,7 @@ class SAC:
             self.fc_std = torch.nn.Sequential(torch.nn.Linear(128, 1), torch.nn.Softplus())
 
         def forward(self, state):
-            """[b, 3] -> a torque [b, 1] and its entropy [b, 1] = -log density per unit of tanh (SAC, equation 26)."""
+            """[b, 3] -> a torque [b, 1] and its entropy [b, 1] = -log density per unit of tanh (SAC, appendix C)."""
             return self.sample(state, 1)
 
         def sample(self, state, n):
@@ -215,7 +215,7 @@ class SAC:
             mu, std = self.fc_mu(hidden), self.fc_std(hidden)         # [b, 128] -> [b, 1]
             noise = torch.randn(len(state), n)
             action = torch.addcmul(mu, std, noise).tanh()             # tanh(mu + std noise), [b, n]
-            # Page: action.tanh(), but action is a tanh already. Change of variables (SAC, appendix C, equation 26).
+            # Page: action.tanh(), but action is a tanh already. Change of variables (SAC, appendix C).
             squashed = action.tanh() if "jacobian" in self.as_printed else action
             slope = 1 - squashed * squashed + 1e-7
             # -log pi: the Gaussian's quadratic term is the noise alone, and one log serves its deviation and the slope
@@ -326,9 +326,9 @@ class SAC:
         """
         key = gradients.__name__, len(batch[0])
         if key not in self.records:
-            self.records[key] = record(self, gradients, batch)
+            self.records[key] = record(gradients, batch)
         with torch.no_grad():
-            return self.records[key](self.alpha, *batch)
+            return self.records[key](*batch)
 
     def __getstate__(self):
         return self.__dict__ | {"records": {}}        # a copy records its own operations, and its critics are its own pair's
@@ -468,20 +468,12 @@ def settle_process():
     torch.set_flush_denormal(True)    # a dead unit's averages decay below 1e-38, where Adam's step takes twice as long
 
 
-def record(agent, function, inputs):
-    """function(*inputs), a method of the agent, as a TorchScript function of (alpha, *inputs) that runs the same operations."""
+def record(function, inputs):
+    """function(*inputs) as a TorchScript module that runs the same operations on new inputs and the parameters of the time."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    def with_alpha(alpha, *inputs):
-        kept, agent.alpha = agent.alpha, alpha        # an input, because what depends on no input is recorded as a constant
-        try:
-            return function(*inputs)
-        finally:
-            agent.alpha = kept
-
-    inputs = agent.alpha.detach().requires_grad_(), *inputs
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):     # recording draws random numbers too
-        graph = make_fx(with_alpha)(*inputs)
+        graph = make_fx(lambda *inputs: function(*inputs))(*inputs)      # a method would be counted with its self
         with torch.no_grad():
             return torch.jit.trace(graph, inputs, check_trace=False)
 
