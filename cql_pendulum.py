@@ -622,10 +622,11 @@ class Run:
         """The signals' handler; without arguments: raise what it has put off."""
         self.signal = signum or self.signal
         if self.signal and not (signum and self.training):
+            line = "stopped; nothing was saved yet"
             if self.out and (self.out / "checkpoint.pt").exists():
-                raise Interrupted(self.signal, f"stopped in stage {self.stage} after update {self.step}; {self.out} holds all of "
-                                               f"it. Go on with: python cql_pendulum.py --resume {shlex.quote(str(self.out))}")
-            raise Interrupted(self.signal, "stopped; nothing was saved yet")
+                line = (f"stopped in stage {self.stage} after update {self.step}; {self.out} holds all of it. Go on with: "
+                        f"python cql_pendulum.py --resume {shlex.quote(str(self.out))}")
+            raise Interrupted(self.signal, line)
 
     def starts(self, purpose, n):
         """n seeds of start states for a purpose (0: the tests, 1: the final episodes), the same for every agent."""
@@ -652,16 +653,21 @@ class Run:
 
     def test(self, at):
         """Play the test's 10 episodes, print and log their means, and save; raises UserError when the agent has diverged."""
-        if bad := [name for name, tensor in agent_tensors(self.agent).items() if not tensor.isfinite().all()]:
-            raise UserError(f"{self.stage} step {at}: {bad[0]} is NaN or infinite. The last good checkpoint stays; try another "
-                            f"--seed or a smaller --weight")
+        self.check()
         result = [float(x.mean()) for x in evaluate(self.agent, self.starts(0, 10))]
         self.log.append([self.stage, at, *(f"{x:.3f}" for x in result), f"{time.monotonic() - self.begun:.1f}"])
         say("{} {:6d}   return {:8.1f}   promised {:8.2f}   delivered {:6.2f}".format(self.stage, at, *result))
         self.save()
 
+    def check(self):
+        """Raises UserError when the agent has diverged."""
+        if bad := [name for name, tensor in agent_tensors(self.agent).items() if not tensor.isfinite().all()]:
+            raise UserError(f"{self.stage} update {self.step}: {bad[0]} is NaN or infinite. The last good checkpoint stays; try "
+                            f"another --seed or a smaller --weight")
+
     def save(self):
         """Write checkpoint.pt, which with dataset.npz holds all that going on needs, and then log.csv from the same rows."""
+        self.check()
         self.seconds[self.stage] = time.monotonic() - self.begun
         if self.out:
             states = torch.get_rng_state(), random.getstate(), env.unwrapped.np_random.bit_generator.state
@@ -674,14 +680,16 @@ class Run:
         lines = [["stage", "step", "return", "promised", "delivered", "seconds"], *self.log]
         write_whole(self.out / "log.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())
 
-    def restore(self, saved):
-        """Take up the place, the log and the random states of a checkpoint."""
+    def restore(self, saved, data=None):
+        """Take up the place, the log and the random states of a checkpoint, and the teacher's data in the teacher's stage."""
         with reading(self.out / "checkpoint.pt", "a checkpoint.pt"):
             self.stage, self.step, self.log, self.seconds = (saved[name] for name in ("stage", "step", "log", "seconds"))
             seed_everything(self.seed)
             torch.set_rng_state(saved["random"][0])
             random.setstate(saved["random"][1])
             env.unwrapped.np_random.bit_generator.state = saved["random"][2]
+            if data:
+                data.rows = saved["rows"].numpy().reshape(-1, 10)
         self.save_log()
 
 
@@ -808,13 +816,15 @@ def parse_options(argv):
     add("--steps", 50_000, "the student's updates", type=count)
     add("--student", "cql", "sac: the same student without the penalty", choices=["cql", "sac"])
     add("--weight", WEIGHT, "of CQL's penalty", type=number(float, 0, "give a number above 0; for no penalty, --student sac"))
-    add("--as-printed", None, f"restore the page's errata: {', '.join(ERRATA)}; no name: all", shown="none", nargs="*", metavar="NAME")
+    add("--as-printed", None, f"restore the page's errata: {', '.join(ERRATA)}; no name: all", shown="none", nargs="*",
+        metavar="NAME")
     add("--last", None, "show the student the last N episodes only", shown="all", type=count, metavar="N")
     add("--first", None, "show the student the first N episodes only", shown="all", type=count, metavar="N")
     add("--dataset", None, "train the student on this dataset.npz", shown="a new teacher's", type=path, metavar="FILE")
     add("--out", None, "new folder for the results", shown="runs/ and a name that no run has", type=path, metavar="DIR")
     add("--resume", None, "go on with the interrupted run in this folder", shown="a new run", type=path, metavar="DIR")
-    add("--play", None, "play an episode with a saved agent, write the animation", shown="train", type=path, metavar="CHECKPOINT")
+    add("--play", None, "play an episode with a saved agent, write the animation", shown="train", type=path,
+        metavar="CHECKPOINT")
     options = parser.parse_args(argv)
     given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
     for name, beside in (("resume", {"resume"}), ("play", {"play", "seed"})):
@@ -823,7 +833,8 @@ def parse_options(argv):
     if options.first and options.last:
         parser.error("--first and --last exclude each other; give one")
     if not options.dataset and max(options.first or 0, options.last or 0) > options.epochs:
-        parser.error(f"--{'first' if options.first else 'last'}: the teacher plays {options.epochs} episodes; give at most that")
+        option = "first" if options.first else "last"
+        parser.error(f"--{option}: the teacher plays {options.epochs} episodes; give at most that")
     try:
         options.as_printed = sorted(check_errata(ERRATA if options.as_printed == [] else options.as_printed or ()))
     except UserError as error:
@@ -870,7 +881,7 @@ def work(options, argv, run):
         seed_everything(options.seed)
         teacher, data = SAC(options.as_printed), Data(options.as_printed)
         if saved:
-            teacher, data.rows, saved = agent, saved["rows"].numpy(), run.restore(saved)
+            teacher, saved = agent, run.restore(saved, data)
         train_teacher(teacher, data, options.epochs, run)
         save_agent(out / "teacher.pt", teacher)
         data.keep(options.first, options.last).freeze()

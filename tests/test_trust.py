@@ -153,9 +153,14 @@ def test_a_diverged_run_stops_at_the_next_test_and_keeps_the_last_good_checkpoin
     assert ours.main(["--epochs", "1", "--steps", "300", "--out", str(tmp_path / "run")]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert captured.err.startswith("cql_pendulum.py: student step 299: ") and "NaN or infinite" in captured.err
+    assert captured.err.startswith("cql_pendulum.py: student update 300: ") and "NaN or infinite" in captured.err
     agent, saved = ours.load_agent(tmp_path / "run" / "checkpoint.pt")
     assert (saved["stage"], saved["step"]) == ("student", 1)
+    with pytest.raises(ours.UserError, match="NaN or infinite"), ours.Run(tmp_path / "run") as run:     # nor does Ctrl-C save it
+        run.stage, run.agent = "student", agent
+        agent.alpha.data.fill_(math_nan)
+        run.save()
+    agent, _ = ours.load_agent(tmp_path / "run" / "checkpoint.pt")
     assert all(tensor.isfinite().all() for tensor in ours.agent_tensors(agent).values())
 
 
