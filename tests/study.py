@@ -49,6 +49,17 @@ def key(cell):
     return json.dumps(cell, sort_keys=True)
 
 
+def train_teacher(ours, seed, as_printed, run):
+    """A teacher and its data; a corrected one's dataset is kept for the students."""
+    ours.seed_everything(seed)
+    agent, data = ours.SAC(as_printed), ours.Data(as_printed)
+    ours.train_teacher(agent, data, 100, run)
+    if not as_printed:
+        DATASETS.mkdir(parents=True, exist_ok=True)
+        ours.save_dataset(data, DATASETS / f"{seed}.npz")
+    return agent, data
+
+
 def run_cell(cell):
     """Train one cell in this process, by the module's own functions, and return its line."""
     import torch
@@ -59,15 +70,13 @@ def run_cell(cell):
 
     begun = time.process_time()
     run = ours.Run(None, cell["seed"])
-    ours.seed_everything(cell["seed"])
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         if cell["kind"] == "teacher":
-            agent, data = ours.SAC(cell["as_printed"]), ours.Data(cell["as_printed"])
-            ours.train_teacher(agent, data, 100, run)
-            if not cell["as_printed"]:
-                DATASETS.mkdir(parents=True, exist_ok=True)
-                ours.save_dataset(data, DATASETS / f"{cell['seed']}.npz")
+            agent, data = train_teacher(ours, cell["seed"], cell["as_printed"], run)
         else:
+            if not (DATASETS / f"{cell['seed']}.npz").exists():     # finished elsewhere: train that teacher again
+                train_teacher(ours, cell["seed"], (), ours.Run(None, cell["seed"]))
+                begun = time.process_time()
             which, n = (cell["data"].split() + [None])[:2]
             data = ours.load_dataset(DATASETS / f"{cell['seed']}.npz", cell["as_printed"])
             data.keep(**({} if n is None else {which: int(n)})).freeze()
