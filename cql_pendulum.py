@@ -309,13 +309,13 @@ class SAC:
         reward = (reward + 8) / 8
         target = self._get_target(reward, next_state, over)
         loss_value = self._get_loss_value(self.values, target, state, action, next_state)
-        return torch.autograd.grad(loss_value.sum(), [*self.values.parameters()])
+        return torch.autograd.grad(loss_value.sum(), self.optimizer_value.parameters)
 
     def _get_gradients_action(self, state):
         """The gradients of the actor's and the temperature's loss (SAC, equation 18), neither of which enters the other's."""
         loss_action, entropy = self._get_loss_action(state)
         loss_alpha = (entropy.detach().mean() - TARGET_ENTROPY) * self.alpha.exp()
-        return torch.autograd.grad(loss_action + loss_alpha, [*self.model_action.parameters(), self.alpha])
+        return torch.autograd.grad(loss_action + loss_alpha, self.optimizer_action.parameters)
 
     def _replay(self, gradients, *batch):
         """gradients(*batch), from a record of its operations: autograd's own, in the same order, to the last bit.

@@ -56,6 +56,8 @@ class PageSAC:
     def get_action(self, state):
         return self.policy(torch.FloatTensor(state.tolist()).reshape(1, 3))[0].item()
 
+    test = ours.SAC.test                        # the page's: one episode, one state at a time
+
     def loss_value(self, model, target, state, action, next_state):
         return torch.nn.functional.mse_loss(model(state, action), target)
 
@@ -98,14 +100,6 @@ class PageCQL(PageSAC):
         value_next = model(state, next_action).reshape(-1, 5, 1) + next_entropy.detach().reshape(-1, 5, 1) + math.log(2)
         loss_cat = torch.logsumexp(torch.cat([value_rand, value_curr, value_next], dim=1), dim=1).mean()
         return loss + 5.0 * (loss_cat - value.mean())
-
-
-def page_test(agent):
-    """The page's test: one state at a time, 10 episodes."""
-    for _ in range(10):
-        state, over = ours.env.reset(), False
-        while not over:
-            state, _, over, _ = ours.env.step([agent.get_action(state)])
 
 
 def d3rlpy_updates():
@@ -162,7 +156,7 @@ def main():
         "page: teacher update": (lambda: page_teacher.train(*batch), 10),
         "page: student update": (lambda: page_student.train(*batch), 10),
         "page: draw a batch": (page_data.get_sample, 20),
-        "page: test of 10 episodes": (lambda: page_test(page_student), 1),
+        "page: test of 10 episodes": (lambda: [page_student.test(play=False) for _ in range(10)], 1),
     }
     if options.vs_d3rlpy:
         rows |= {f"d3rlpy: {name} update": (update, 10) for name, update in d3rlpy_updates().items()}
