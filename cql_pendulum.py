@@ -1,8 +1,8 @@
 """Conservative Q-Learning on Pendulum: the page "Offline RL" of the Simple_Reinforcement_Learning course, complete and right.
 
 A SAC teacher learns Pendulum-v1 online; its transitions are frozen into a dataset; a CQL student learns from that dataset
-alone. Read this file beside the page: names, shapes and constants are the page's. Four of the page's formulas are wrong
-(ERRATA below); each is corrected here, and a comment that begins with "Page:" stands where ours differs.
+alone. Read this file beside the page: names, shapes and constants are the page's. Four of the page's formulas are wrong and a
+fifth fails in float32 (ERRATA below); each is corrected here, and a comment that begins with "Page:" stands where ours differs.
 
     python cql_pendulum.py                  # the main job: teacher, dataset, student, pictures
     python cql_pendulum.py --help           # the options
@@ -51,6 +51,7 @@ ERRATA = {
     "sign": "the penalty subtracts the entropy of the policy's torques; right: it subtracts log pi, that is, adds the entropy",
     "range": "random torques from (-1, 1) and log pi per unit of tanh; right: (-2, 2), and all densities per unit of torque",
     "timeout": "the 200-step limit is stored as a terminal state; right: the target goes on past it",
+    "epsilon": "log(1 - tanh(x)^2 + 1e-7) has no slope where tanh rounds to 1; right: 2 (log 2 - x - softplus(-2 x))",
 }
 
 
@@ -214,12 +215,18 @@ class SAC:
             hidden = self.fc_state(state)                             # [b, 3] -> [b, 128]
             mu, std = self.fc_mu(hidden), self.fc_std(hidden)         # [b, 128] -> [b, 1]
             noise = torch.randn(len(state), n)
-            action = torch.addcmul(mu, std, noise).tanh()             # tanh(mu + std noise), [b, n]
-            # Page: action.tanh(), but action is a tanh already. Change of variables (SAC, appendix C).
-            squashed = action.tanh() if "jacobian" in self.as_printed else action
-            slope = 1 - squashed * squashed + 1e-7
-            # -log pi: the Gaussian's quadratic term is the noise alone, and one log serves its deviation and the slope
-            entropy = 0.5 * (noise * noise + math.log(2 * math.pi)) + (std * slope).log()
+            sample = torch.addcmul(mu, std, noise)                    # mu + std noise, [b, n]
+            action = sample.tanh()
+            # -log pi = -log Gaussian + log(1 - tanh(x)^2) by the change of variables (SAC, appendix C).
+            # Page: x is the action, which is a tanh already.
+            x = action if "jacobian" in self.as_printed else sample
+            if "epsilon" in self.as_printed:
+                # Page: where tanh rounds to 1 this has no gradient, and a policy that is there cannot return.
+                log_slope = (1 - x.tanh().square() + 1e-7).log()
+            else:
+                # the same, with its gradient of -2 tanh(x) everywhere, as in torch.distributions.TanhTransform
+                log_slope = 2 * (math.log(2) - x - torch.nn.functional.softplus(-2 * x))
+            entropy = 0.5 * (noise * noise + math.log(2 * math.pi)) + std.log() + log_slope
             return action * TORQUE, entropy
 
     class ModelValue(torch.nn.Module):

@@ -19,7 +19,7 @@ import numpy as np
 
 TOP = pathlib.Path(__file__).parents[1]
 RESULTS, DATASETS = TOP / "results", TOP / "runs" / "study"
-ERRATA = ("jacobian", "sign", "range", "timeout")
+ERRATA = ("jacobian", "sign", "range", "timeout", "epsilon")
 
 
 def teacher(seed, as_printed=()):
@@ -39,8 +39,10 @@ def grid():
         cells += [student(seed, data, kind) for seed in ten for kind in ("cql", "sac")]
     cells += [student(seed, "all", as_printed=ERRATA) for seed in ten]
     cells += [student(seed, "first 20", kind) for seed in five for kind in ("cql", "sac")]
+    cells += [student(seed, "last 10", as_printed=["epsilon"]) for seed in ten]
     cells += [student(seed, "last 10", as_printed=ERRATA) for seed in two]
     cells += [student(seed, data, as_printed=[name]) for data in ("last 10", "all") for name in ERRATA for seed in two]
+    cells = list({key(cell): cell for cell in cells}.values())      # epsilon on the last 10 came up already
     cells += [student(seed, data, weight=weight) for data in ("last 10", "all") for weight in (0.2, 1.0, 25.0) for seed in two]
     return cells
 
@@ -136,7 +138,7 @@ def name_of(line):
     errata, weight = line["as_printed"], line["weight"]
     what = "corrected" if weight == 5.0 else f"weight {weight:g}"
     if errata:
-        what = "as printed" if len(errata) == 4 else f"with {errata[0]}"
+        what = "as printed" if len(errata) == len(ERRATA) else f"with {errata[0]}"
     return f"cql, {what}"
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.distributions import Normal
+from torch.distributions.transforms import TanhTransform
 
 from cql_pendulum import CQL, ERRATA, SAC, Adam, Data, UserError
 
@@ -30,8 +31,9 @@ def policy(model, state, n, as_printed=()):
     dist = Normal(mu.expand(-1, n), std.expand(-1, n))
     sample = dist.mean + dist.stddev * torch.randn(len(state), n)
     action = torch.tanh(sample)
-    inner = action.tanh() if "jacobian" in as_printed else action
-    return 2 * action, -(dist.log_prob(sample) - (1 - inner ** 2 + 1e-7).log())
+    x = action if "jacobian" in as_printed else sample
+    slope = (1 - x.tanh() ** 2 + 1e-7).log() if "epsilon" in as_printed else TanhTransform().log_abs_det_jacobian(x, x.tanh())
+    return 2 * action, -(dist.log_prob(sample) - slope)
 
 
 def with_seed(seed, function, *arguments):
@@ -41,7 +43,7 @@ def with_seed(seed, function, *arguments):
 
 # ---- the policy ----
 
-@pytest.mark.parametrize("as_printed", [(), ("jacobian",)])
+@pytest.mark.parametrize("as_printed", [(), ("jacobian",), ("epsilon",), ("jacobian", "epsilon")])
 def test_policy_agrees_with_torch_distributions(as_printed):
     agent, (state, *_) = SAC(as_printed), batch()
     action, entropy = with_seed(3, agent.model_action, state)
@@ -49,6 +51,24 @@ def test_policy_agrees_with_torch_distributions(as_printed):
     assert action.shape == entropy.shape == (64, 1)
     torch.testing.assert_close(action, expected_action)
     torch.testing.assert_close(entropy, expected_entropy)
+
+
+@pytest.mark.parametrize("as_printed, returns", [((), True), (("epsilon",), False)])
+@pytest.mark.parametrize("far", [-17.0, 12.0])
+def test_a_saturated_policy_is_pulled_back(as_printed, returns, far):
+    """Where float32's tanh is 1, d log(1 - tanh(x)^2) / dx is still -2 tanh(x), by double precision too."""
+    agent, (state, *_) = SAC(as_printed), batch()
+    with torch.no_grad():
+        agent.model_action.fc_mu.weight.zero_()
+        agent.model_action.fc_mu.bias.fill_(far)
+        agent.model_action.fc_std[0].bias.fill_(-3.0)
+    action, entropy = with_seed(0, agent.model_action, state)
+    assert (action.abs() == 2).all()
+    slope, = torch.autograd.grad(entropy.mean(), agent.model_action.fc_mu.bias)
+    assert slope.item() == (pytest.approx(-2 * math.copysign(1, far), rel=1e-5) if returns else 0)
+    x = torch.tensor([far], dtype=torch.double, requires_grad=True)
+    exact, = torch.autograd.grad((1 - x.tanh() ** 2).log().sum(), x)
+    assert exact.item() == pytest.approx(-2 * math.copysign(1, far), rel=0.2)
 
 
 def density_integral(agent):
@@ -125,8 +145,8 @@ def page_loss_value(self, model_value, target, state, action, next_state):
     state = state.unsqueeze(1).repeat(1, 5, 1).reshape(-1, 3)
     next_state = next_state.unsqueeze(1).repeat(1, 5, 1).reshape(-1, 3)
     rand_action = torch.empty([len(state), 1]).uniform_(-1, 1)
-    curr_action, curr_entropy = policy(self.model_action, state, 1, {"jacobian"})
-    next_action, next_entropy = policy(self.model_action, next_state, 1, {"jacobian"})
+    curr_action, curr_entropy = policy(self.model_action, state, 1, {"jacobian", "epsilon"})
+    next_action, next_entropy = policy(self.model_action, next_state, 1, {"jacobian", "epsilon"})
     value_rand = model_value(state, rand_action).reshape(-1, 5, 1)
     value_curr = model_value(state, curr_action).reshape(-1, 5, 1)
     value_next = model_value(state, next_action).reshape(-1, 5, 1)
@@ -307,6 +327,6 @@ def test_pair_is_its_two_critics_and_shares_their_weights():
 
 
 @pytest.mark.parametrize("make", [SAC, CQL, Data])
-def test_unknown_erratum_is_an_error_that_lists_the_four(make):
-    with pytest.raises(UserError, match="jacobian, sign, range, timeout"):
+def test_unknown_erratum_is_an_error_that_lists_them_all(make):
+    with pytest.raises(UserError, match="jacobian, sign, range, timeout, epsilon"):
         make(as_printed={"sing"})

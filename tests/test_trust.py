@@ -192,7 +192,7 @@ def refused(arguments, capsys):
     (["--last", "11", "--epochs", "10"], "--last: the teacher plays 10 episodes"),
     (["--last", "1", "--first", "1"], "exclude each other"),
     (["--student", "dqn"], "--student"),
-    (["--as-printed", "sing"], "no erratum is called sing; there are jacobian, sign, range, timeout"),
+    (["--as-printed", "sing"], "no erratum is called sing; there are jacobian, sign, range, timeout, epsilon"),
     (["--resume", "runs/x", "--steps", "5"], "--resume has no use for --steps"),
     (["--play", "x.pt", "--epochs", "5"], "--play has no use for --epochs"),
     (["--setps", "5"], "--setps"),
