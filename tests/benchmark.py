@@ -51,7 +51,8 @@ class PageSAC:
         dist = torch.distributions.Normal(self.model_action.fc_mu(hidden), self.model_action.fc_std(hidden), validate_args=True)
         sample = dist.rsample()
         action = torch.tanh(sample)
-        return action * 2, -(dist.log_prob(sample) - (1 - action ** 2 + 1e-7).log())
+        slope = 2 * (math.log(2) - sample - torch.nn.functional.softplus(-2 * sample))
+        return action * 2, -(dist.log_prob(sample) - slope)
 
     def get_action(self, state):
         return self.policy(torch.FloatTensor(state.tolist()).reshape(1, 3))[0].item()
@@ -110,8 +111,8 @@ def d3rlpy_updates():
 
     d3rlpy.seed(0)
     rng = np.random.default_rng(0)
-    episode = d3rlpy.dataset.Episode(rng.normal(size=(200, 3)).astype(np.float32), rng.uniform(-1, 1, (200, 1)).astype(np.float32),
-                                     rng.normal(size=(200, 1)).astype(np.float32), False)
+    observations, actions = rng.normal(size=(200, 3)).astype(np.float32), rng.uniform(-1, 1, (200, 1)).astype(np.float32)
+    episode = d3rlpy.dataset.Episode(observations, actions, rng.normal(size=(200, 1)).astype(np.float32), False)
     buffer = d3rlpy.dataset.create_infinite_replay_buffer([episode] * 10)
     batch = buffer.sample_transition_batch(64)
     actor, critic = VectorEncoderFactory([128]), VectorEncoderFactory([128, 128])
@@ -181,15 +182,16 @@ def main():
                 + 50_000 * (ms[prefix + "student update"] + drawn) + 37 * tested) / 60_000
 
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, medians of {options.rounds} rounds")
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+          f"medians of {options.rounds} rounds")
     print(f"{'':<28}{'ms':>10}{'x floor':>10}")
     for name, value in ms.items():
         print(f"{name:<28}{value:>10.3f}{value / ms['floor']:>10.2f}")
     print(f"main job, estimated: {job(''):.1f} minutes; the page's way: {job('page: '):.1f} minutes")
     print(f"peak memory: {memory:.0f} MB")
     if options.json:
-        figures = {"ms": ms, "minutes": {"ours": job(""), "page": job("page: ")}, "peak MB": memory, "threads": torch.get_num_threads(),
-                   "torch": torch.__version__, "rounds": options.rounds}
+        figures = {"ms": ms, "minutes": {"ours": job(""), "page": job("page: ")}, "peak MB": memory,
+                   "threads": torch.get_num_threads(), "torch": torch.__version__, "rounds": options.rounds}
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 

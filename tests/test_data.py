@@ -54,7 +54,8 @@ def filled(episodes=1, **options):
 
 def test_the_pages_loops_run_unchanged(capsys):
     """The page's text with its three counts cut down: 100 epochs, 200 updates, 50,000 updates."""
-    loops = re.sub(r"range\((100|200|50000)\)", lambda m: f"range({dict([('100', 2), ('200', 3), ('50000', 4)])[m[1]]})", PAGE_LOOPS)
+    fewer = {"100": 2, "200": 3, "50000": 4}
+    loops = re.sub(r"range\((100|200|50000)\)", lambda match: f"range({fewer[match[1]]})", PAGE_LOOPS)
     scope = {}
     exec("from cql_pendulum import *", scope)
     exec(loops, scope)
@@ -188,7 +189,9 @@ def test_a_torque_for_any_sequence_of_three():
         assert isinstance(torque, float) and -2 <= torque <= 2
 
 
-@pytest.mark.parametrize("state", [[1, 0], [1, 0, 0, 0], [1, 0, float("nan")], [1, 0, float("inf")], "abc", "1 2", None, [[1], [2, 3]]])
+@pytest.mark.parametrize("state", [
+    [1, 0], [1, 0, 0, 0], [1, 0, float("nan")], [1, 0, float("inf")], "abc", "1 2", None, [[1], [2, 3]],
+])
 def test_anything_else_is_an_error(state):
     with pytest.raises(ValueError, match="three finite numbers"):
         SAC().get_action(state)

@@ -10,7 +10,8 @@ from test_data import filled
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 SECTION = README.split("## Use the data elsewhere")[1].split("\n## ")[0]
-BLOCKS = {re.search(r"import (d3rlpy|h5py|minari)", block)[1]: block for block in re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)}
+BLOCKS = {re.search(r"import (d3rlpy|h5py|minari)", block)[1]: block
+          for block in re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)}
 
 
 @pytest.fixture

@@ -131,7 +131,8 @@ def test_penalty_is_logsumexp_over_the_fifteen_torques_minus_q_of_the_data(monke
         for k in range(7):
             value = critic(state[k:k + 1], action[k:k + 1]).item()
             mse += (value - target[k].item()) ** 2 / 7
-            terms = [math.exp(critic(state[k:k + 1], u.reshape(1, 1)).item()) * math.exp(d) for u, d in zip(torques[k], log_weights[k])]
+            terms = [math.exp(critic(state[k:k + 1], u.reshape(1, 1)).item()) * math.exp(d)
+                     for u, d in zip(torques[k], log_weights[k])]
             gap += (math.log(sum(terms)) - value) / 7
         loss = agent._get_loss_value(critic, target, state, action, next_state)
         assert loss.shape == ()
@@ -226,7 +227,8 @@ class PlainUpdate:
         self.descend("alpha", ((entropy + 1).detach() * self.alpha.exp()).mean())
         with torch.no_grad():
             for k in "12":
-                for old, new in zip(getattr(self, f"model_value_next{k}").parameters(), getattr(self, f"model_value{k}").parameters()):
+                target, critic = getattr(self, f"model_value_next{k}"), getattr(self, f"model_value{k}")
+                for old, new in zip(target.parameters(), critic.parameters()):
                     old.copy_(0.995 * old + 0.005 * new)
 
 

@@ -278,7 +278,8 @@ def test_bad_datasets(case, capsys, tmp_path):
 
 def test_more_episodes_than_the_dataset_has(capsys, tmp_path):
     np.savez(tmp_path / "data.npz", **rows())
-    assert "--last 2: the data has 1 episodes" in refused(["--dataset", tmp_path / "data.npz", "--last", 2, "--out", tmp_path / "out"], capsys)
+    said = refused(["--dataset", tmp_path / "data.npz", "--last", 2, "--out", tmp_path / "out"], capsys)
+    assert "--last 2: the data has 1 episodes" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -309,7 +310,8 @@ def test_resume_of_something_else(capsys, tmp_path, uninterrupted):
     assert "checkpoint.pt" in refused(["--resume", tmp_path / "missing"], capsys)
     assert "checkpoint.pt" in refused(["--resume", uninterrupted / "log.csv"], capsys)
     content = (uninterrupted / "checkpoint.pt").read_bytes()
-    for name, damaged in (("empty", b""), ("half", content[:len(content) // 2]), ("agent", (uninterrupted / "student.pt").read_bytes())):
+    agent = (uninterrupted / "student.pt").read_bytes()
+    for name, damaged in (("empty", b""), ("half", content[:len(content) // 2]), ("agent", agent)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "checkpoint.pt").write_bytes(damaged)
         assert f"{tmp_path / name / 'checkpoint.pt'}: damaged, or not" in refused(["--resume", tmp_path / name], capsys)
@@ -339,8 +341,8 @@ def test_planted_code_never_runs(capsys, tmp_path, uninterrupted):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("class", 7), ("class", "Data"), ("as_printed", ["sing"]), ("as_printed", 3), ("weight", "much"), ("weight", []), ("tensors", {}),
-    ("tensors", None),
+    ("class", 7), ("class", "Data"), ("as_printed", ["sing"]), ("as_printed", 3), ("weight", "much"), ("weight", []),
+    ("tensors", {}), ("tensors", None),
 ])
 def test_checkpoints_with_other_content(name, value, capsys, tmp_path, uninterrupted):
     saved = torch.load(uninterrupted / "student.pt", weights_only=True)
@@ -360,7 +362,8 @@ def test_checkpoints_with_other_tensors(change, capsys, tmp_path, uninterrupted)
 
 fuzz = settings(max_examples=int(os.environ.get("FUZZ", "100")), deadline=None, database=None,
                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
-edits = st.lists(st.tuples(st.integers(0, 999), st.sampled_from(["flip", "cut", "drop", "repeat"]), st.binary(min_size=1, max_size=8)), max_size=6)
+edits = st.lists(st.tuples(st.integers(0, 999), st.sampled_from(["flip", "cut", "drop", "repeat"]),
+                           st.binary(min_size=1, max_size=8)), max_size=6)
 
 
 def edited(content, changes):
