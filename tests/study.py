@@ -312,12 +312,13 @@ def draw_all(groups, teachers, Figure):
     """Every seed's return over 100 episodes, with the IQM and its interval."""
     figure = Figure(figsize=(11, 1.5 + 0.35 * len(groups)), dpi=100, layout="constrained")
     axes = figure.subplots()
-    order = sorted(groups, key=lambda group: (["last 10", "all", "first 20"].index(group[0]), group[1]))
+    order = sorted(groups, key=lambda group: ["last 10", "all", "first 20"].index(group[0]))
     for y, group in enumerate(order):
         found = groups[group]
         returns = np.array([line["return"] for line in found])
         axes.plot(returns, [y] * len(found), "o", color="C0", ms=4, alpha=0.6, label="a seed" if y == 0 else None)
-        axes.plot(interval(returns), [y, y], "-", color="C1", lw=2, label="95 % interval of the IQM" if y == 0 else None)
+        if len(found) > 2:
+            axes.plot(interval(returns), [y, y], "-", color="C1", lw=2, label="95 % interval of the IQM" if y == 0 else None)
         axes.plot(iqm(returns), y, "|", color="C1", ms=14, mew=3, label="interquartile mean" if y == 0 else None)
         axes.plot(np.mean([line["data mean"] for line in found]), y, "x", color="0.3", ms=6,
                   label="mean of the data" if y == 0 else None)
