@@ -170,8 +170,8 @@ def row(name, lines, teachers):
     late, promise = ["–"], ["–"] * 3
     if all(line["tests"] for line in lines):                                   # behaviour cloning has no critics and no tests
         late = [f"{iqm(np.array([np.mean([test[1] for test in line['tests'][-5:]]) for line in lines])):.0f}"]
-        promised, delivered = np.mean([line["tests"][-1][2:] for line in lines], axis=0)
-        promise = [f"{promised:.1f}", f"{delivered:.1f}", f"{promised - delivered:.1f}"]
+        promised, delivered = np.array([line["tests"][-1][2:] for line in lines]).T
+        promise = [f"{iqm(values):.1f}" for values in (promised, delivered, promised - delivered)]
     beat = [f"{sum(line['return'] > other(line) for line in lines)} of {n}"
             for other in (lambda line: line["data mean"], lambda line: teachers[line["seed"]]["return"])]
     return markdown(name, n, f"{iqm(returns):.0f}", f"{low:.0f} to {high:.0f}", f"{returns.min():.0f} to {returns.max():.0f}",
@@ -201,8 +201,9 @@ def holds_from(line, level=-200):
 HEADER = """# The study
 
 Written by `python tests/study.py --report` from results/study.jsonl; `python tests/study.py` runs what is missing.
-Return of an episode, 100 fresh episodes for each seed; IQM and its 95 % bootstrap interval over seeds. Promised and
-delivered are those of the last test, means over seeds. Minutes are of one processor, two runs side by side."""
+Return of an episode, 100 fresh episodes for each seed; interquartile mean (IQM) over seeds and its 95 % bootstrap interval.
+The last five tests, the last test's promise, delivery and their difference: IQMs too. Minutes are of one processor, two runs
+side by side."""
 
 TEACHERS = """
 ## Teachers
