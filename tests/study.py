@@ -324,8 +324,11 @@ def draw_all(groups, teachers, Figure):
         axes.plot(np.mean([line["data mean"] for line in found]), y, "x", color="0.3", ms=6,
                   label="mean of the data" if y == 0 else None)
     axes.axvline(iqm(np.array([line["return"] for line in teachers.values()])), color="k", ls=":", lw=1, label="teachers' IQM")
-    axes.set(yticks=range(len(order)), yticklabels=[f"{data}: {name} ({len(groups[data, name])})" for data, name in order],
-             xlabel="return of an episode, mean of 100", title="All students: data, student (seeds)")
+    ticks = [-1600, -800, -400, -200, -150]
+    axes.set_xscale("symlog", linthresh=100)
+    axes.set(xlim=(-1800, -120), xticks=ticks, xticklabels=ticks, yticks=range(len(order)),
+             yticklabels=[f"{data}: {name} ({len(groups[data, name])})" for data, name in order],
+             xlabel="return of an episode, mean of 100 (logarithmic)", title="All students: data, student (seeds)")
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.8 / len(groups)), ncols=5, frameon=False)
