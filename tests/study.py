@@ -236,10 +236,10 @@ def report():
         if cell["kind"] != "teacher" and key(cell) in have:
             groups.setdefault((cell["data"], name_of(cell)), []).append(have[key(cell)])
     missing = [cell for cell in grid() if key(cell) not in have]
-    names = sorted({f"{cell['data']}: {name_of(cell)}" for cell in missing if cell["kind"] != "teacher"})
+    names = [f"{cell['data']}: {name_of(cell)}, seed {cell['seed']}" for cell in missing if cell["kind"] != "teacher"]
     text = [HEADER, "", f"Finished: {len(lines)} of {len(lines) + len(missing)} cells."]
     if missing:
-        text += ["", "Not finished, in part or whole: " + "; ".join(names) + "."]
+        text += ["", "Not finished: " + "; ".join(names) + "."]
     text.append(TEACHERS)
     for name, printed in (("corrected", False), ("as printed", True)):
         some = [line for line in lines if line["kind"] == "teacher" and bool(line["as_printed"]) == printed]
