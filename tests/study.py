@@ -320,18 +320,18 @@ def draw_all(groups, teachers, Figure):
         axes.plot(returns, [y] * len(found), "o", color="C0", ms=4, alpha=0.6, label="a seed" if y == 0 else None)
         if len(found) > 2:
             axes.plot(interval(returns), [y, y], "-", color="C1", lw=2, label="95 % interval of the IQM" if y == 0 else None)
-        axes.plot(iqm(returns), y, "|", color="C1", ms=14, mew=3, label="interquartile mean" if y == 0 else None)
+            axes.plot(iqm(returns), y, "|", color="C1", ms=14, mew=3, label="interquartile mean" if y == 0 else None)
         axes.plot(np.mean([line["data mean"] for line in found]), y, "x", color="0.3", ms=6,
                   label="mean of the data" if y == 0 else None)
     axes.axvline(iqm(np.array([line["return"] for line in teachers.values()])), color="k", ls=":", lw=1, label="teachers' IQM")
     ticks = [-1600, -800, -400, -200, -150]
     axes.set_xscale("symlog", linthresh=100)
-    axes.set(xlim=(-1800, -120), xticks=ticks, xticklabels=ticks, yticks=range(len(order)),
+    axes.set(xlim=(-1800, -120), ylim=(-0.7, len(order) - 0.3), xticks=ticks, xticklabels=ticks, yticks=range(len(order)),
              yticklabels=[f"{data}: {name} ({len(groups[data, name])})" for data, name in order],
              xlabel="return of an episode, mean of 100 (logarithmic)", title="All students: data, student (seeds)")
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.8 / len(groups)), ncols=5, frameon=False)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(RESULTS / "study.png")
 
 
