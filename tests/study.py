@@ -203,7 +203,7 @@ HEADER = """# The study
 Written by `python tests/study.py --report` from results/study.jsonl; `python tests/study.py` runs what is missing.
 Return of an episode, 100 fresh episodes for each seed; interquartile mean (IQM) over seeds and its 95 % bootstrap interval.
 The last five tests, the last test's promise, delivery and their difference: IQMs too. Minutes are of one processor, two runs
-side by side."""
+side by side. bc is behaviour cloning: the policy's network learns to give the data's torques, without critics and rewards."""
 
 TEACHERS = """
 ## Teachers
