@@ -163,19 +163,27 @@ def markdown(*cells):
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def spread(lines):
+    """The columns that teachers and students share: seeds, IQM, its interval, worst to best."""
+    returns = np.array([line["return"] for line in lines])
+    low, high = interval(returns)
+    return [len(lines), f"{iqm(returns):.0f}", f"{low:.0f} to {high:.0f}", f"{returns.min():.0f} to {returns.max():.0f}"]
+
+
+def minutes(lines):
+    return f"{np.mean([line['minutes'] for line in lines]):.1f}"
+
+
 def row(name, lines, teachers):
     """A student's row: IQMs over its seeds, and how often it did better than its data and its teacher."""
-    returns, n = np.array([line["return"] for line in lines]), len(lines)
-    low, high = interval(returns)
     late, promise = ["–"], ["–"] * 3
     if all(line["tests"] for line in lines):                                   # behaviour cloning has no critics and no tests
         late = [f"{iqm(np.array([np.mean([test[1] for test in line['tests'][-5:]]) for line in lines])):.0f}"]
         promised, delivered = np.array([line["tests"][-1][2:] for line in lines]).T
         promise = [f"{iqm(values):.1f}" for values in (promised, delivered, promised - delivered)]
-    beat = [f"{sum(line['return'] > other(line) for line in lines)} of {n}"
+    beat = [f"{sum(line['return'] > other(line) for line in lines)} of {len(lines)}"
             for other in (lambda line: line["data mean"], lambda line: teachers[line["seed"]]["return"])]
-    return markdown(name, n, f"{iqm(returns):.0f}", f"{low:.0f} to {high:.0f}", f"{returns.min():.0f} to {returns.max():.0f}",
-                    *late, *promise, *beat, f"{np.mean([line['minutes'] for line in lines]):.1f}")
+    return markdown(name, *spread(lines), *late, *promise, *beat, minutes(lines))
 
 
 def pair_row(name, groups):
@@ -245,11 +253,8 @@ def report():
         some = [line for line in lines if line["kind"] == "teacher" and bool(line["as_printed"]) == printed]
         if some:
             some.sort(key=lambda line: line["seed"])
-            returns = np.array([line["return"] for line in some])
-            low, high = interval(returns)
             epochs = ", ".join("never" if holds_from(line) is None else str(holds_from(line)) for line in some)
-            text.append(f"| {name} | {len(some)} | {iqm(returns):.0f} | {low:.0f} to {high:.0f} | {returns.min():.0f} to "
-                        f"{returns.max():.0f} | {epochs} | {np.mean([line['minutes'] for line in some]):.1f} |")
+            text.append(markdown(name, *spread(some), epochs, minutes(some)))
     for data in ("last 10", "all", "first 20"):
         if some := {name: found for (which, name), found in groups.items() if which == data}:
             means = {line["seed"]: line["data mean"] for found in some.values() for line in found}.values()
