@@ -1,75 +1,58 @@
-"""Conservative Q-Learning on Pendulum: the page "Offline RL" of the Simple_Reinforcement_Learning course, complete and right.
+"""The page "Offline RL" of the Simple_Reinforcement_Learning course, complete and right.
 
-A SAC teacher learns Pendulum-v1 online; its transitions are frozen into a dataset; a CQL student learns from that dataset
-alone. Read this file beside the page: names, shapes and constants are the page's. Four of the page's formulas are wrong and a
-fifth fails in float32 (ERRATA below); each is corrected here, and a comment that begins with "Page:" stands where ours differs.
+A SAC teacher learns Pendulum-v1 online, its transitions are frozen, and a CQL student learns from
+them alone. Order, names, shapes and constants are the page's; what it leaves out (the update, the
+reward's shift, the first temperature, the learning rates) is from the course's notebook. Four of
+its formulas are wrong (ERRATA): a comment "Page:" stands where ours differ.
 
-    python cql_pendulum.py                  # the main job: teacher, dataset, student, pictures
-    python cql_pendulum.py --help           # the options
-
-Papers: SAC = Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications" (arXiv 1812.05905);
-CQL = Kumar et al. 2020, "Conservative Q-Learning for Offline Reinforcement Learning" (arXiv 2006.04779);
-Pardo et al. 2018, "Time Limits in Reinforcement Learning" (arXiv 1712.00378).
+SAC: Haarnoja et al. 2018, Soft Actor-Critic Algorithms and Applications (arXiv 1812.05905). CQL:
+Kumar et al. 2020 (2006.04779). Pardo: Pardo et al. 2018, Time Limits in RL (1712.00378).
 """
-import argparse
-import contextlib
-import functools
-import importlib
-import io
-import itertools
-import json
+import copy
 import math
 import os
-import pathlib
-import platform
 import random
-import shlex
 import signal
-import sys
-import time
-import warnings
 
-import gym
-import numpy as np
-import torch
+if __name__ == "__main__" and os.name == "posix":          # Ctrl-C waits until main can answer it
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+if "OMP_WAIT_POLICY" not in os.environ:                    # idle threads spin shortly, not 5 ms
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")        # (tests/benchmark.py --busy)
 
-__all__ = ["CQL", "Data", "ERRATA", "MyWrapper", "SAC", "env"]
+import gym  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
-# The page's constants.
-BATCH = 64            # rows in a batch
-CAPACITY = 100_000    # rows that a Data keeps
-EPISODE = 200         # steps of an episode, and the teacher's updates after each
-SAMPLES = 5           # torques of each kind (random, current, next) for each state in CQL's penalty
-WEIGHT = 5.0          # of CQL's penalty
-TORQUE = 2.0          # Pendulum's torque lies in [-2, 2] N m
-GAMMA = 0.99          # discount for each step
-TAU = 0.005           # soft update of the target critics
+BATCH = 64             # rows in a batch
+CAPACITY = 100_000     # rows that a Data keeps
+EPISODE = 200          # steps of an episode
+UPDATES = 200          # the teacher's updates after each episode
+SAMPLES = 5            # torques of each kind (random, current, next) for a state in CQL's penalty
+WEIGHT = 5.0           # of CQL's penalty
+TORQUE = 2.0           # Pendulum's torque lies in [-2, 2] N m
+GAMMA = 0.99           # discount for each step
+TAU = 0.005            # soft update of the target critics
 TARGET_ENTROPY = -1.0  # minus the number of action dimensions (SAC, section 5)
-
+SCALE = 8              # train sees (reward + 8) / 8, which lies between -1.03 and 1
 ERRATA = {
-    "jacobian": "log(1 - tanh(action)^2) where action is already a tanh; right: log(1 - action^2)",
-    "sign": "the penalty subtracts the entropy of the policy's torques; right: it subtracts log pi, that is, adds the entropy",
-    "range": "random torques from (-1, 1) and log pi per unit of tanh; right: (-2, 2), and all densities per unit of torque",
-    "timeout": "the 200-step limit is stored as a terminal state; right: the target goes on past it",
-    "epsilon": "log(1 - tanh(x)^2 + 1e-7) has no slope where tanh rounds to 1; right: 2 (log 2 - x - softplus(-2 x))",
+    "jacobian": "log(1 - tanh(action)^2), where action is a tanh already; right: log(1 - action^2)",
+    "sign": "the penalty has Q - entropy, where entropy is -log pi; right: Q - log pi",
+    "range": "random torques from (-1, 1); right: 2 * uniform(-1, 1), as the policy's are 2 * tanh",
+    "timeout": "the 200-step limit is stored as terminal; right: the target goes on past it",
 }
 
 
-class UserError(ValueError):
-    """A mistake of the user's: the message says in one line what was wrong, where, and what to do."""
-
-
-def check_errata(as_printed):
-    """The names of the errata to restore, as a frozenset; raises UserError for a name that is not in ERRATA."""
-    names = frozenset([as_printed] if isinstance(as_printed, str) else as_printed)
-    if unknown := sorted(names - ERRATA.keys()):
-        raise UserError(f"as-printed: no erratum is called {', '.join(unknown)}; there are {', '.join(ERRATA)}")
+def check_errata(names):
+    """The errata to restore, as a frozenset; raises ValueError for a name that is not in ERRATA."""
+    names = frozenset([names] if isinstance(names, str) else names)
+    if unknown := names - ERRATA.keys():
+        raise ValueError(f"no erratum is called {min(unknown)}; there are {', '.join(ERRATA)}")
     return names
 
 
 class MyWrapper(gym.Wrapper):
-    """Pendulum-v1 with the page's interface. A state is (cos angle, sin angle, speed in rad/s), upright at angle 0; a reward
-    is -(angle^2 + 0.1 speed^2 + 0.001 torque^2), between -16.3 and 0."""
+    """Pendulum-v1 with the page's interface. A state is (cos angle, sin angle, speed in rad/s),
+    upright at angle 0; a reward is -(angle^2 + 0.1 speed^2 + 0.001 torque^2)."""
 
     def __init__(self):
         # gym's checker uses np.bool8, which NumPy 2 no longer has
@@ -79,36 +62,26 @@ class MyWrapper(gym.Wrapper):
         self.step_n = 0
 
     def reset(self, seed=None):
-        """Start an episode; a seed fixes this start and all later ones. Returns the state, float32 [3]."""
+        """Start an episode: a state, float32 [3]. A seed fixes this start and all later ones."""
         state, _ = self.env.reset(seed=seed)
         self.step_n = 0
         return state
 
     def step(self, action):
-        """Apply the torque [action] for 0.05 s. Returns state, reward, done, info; info["timeout"] tells a time limit."""
+        """Apply the torque [action] for 0.05 s. info["timeout"] is ours: done by a time limit."""
         state, reward, terminated, truncated, info = self.env.step(action)
         self.step_n += 1
         done = terminated or truncated or self.step_n >= EPISODE
         info["timeout"] = done and not terminated
         return state, reward, done, info
 
-    def show(self):
-        """Draw the pendulum as it is now, in a window or a notebook's output."""
-        from matplotlib import pyplot
-        pyplot.imshow(self.env.render())
-        pyplot.axis("off")
-        pyplot.pause(0.01)
-        pyplot.clf()
-
 
 env = MyWrapper()
 
 
 class Data:
-    """Transitions in the order in which they were collected: the teacher's replay buffer, then the student's dataset.
-
-    `rows` is float32 [n, 10], n at most 100,000: state 0:3, action 3, reward 4, next_state 5:8, terminal 8, timeout 9.
-    """
+    """The teacher's replay buffer, then the student's dataset. Page: a list of tuples. Here `rows`,
+    float32 [n, 10]: state 0:3, action 3, reward 4, next_state 5:8, terminal 8, timeout 9."""
 
     def __init__(self, as_printed=()):
         self.as_printed = check_errata(as_printed)
@@ -117,809 +90,879 @@ class Data:
 
     @property
     def datas(self):
-        """The page's list of (state, action, reward, next_state, over), built anew at each call."""
-        over = self.rows[:, 8:].any(axis=1) if "timeout" in self.as_printed else self.rows[:, 8] > 0
-        return [(row[:3], float(row[3]), float(row[4]), row[5:8], bool(end)) for row, end in zip(self.rows, over)]
+        """(state, action, reward, next_state, over) of each row, as a tuple made anew."""
+        columns = [column.numpy() for column in self._columns(self.rows.copy())]
+        return tuple((s, a.item(), r.item(), n, bool(o)) for s, a, r, n, o in zip(*columns))
 
     def update_data(self, agent):
-        """Play one episode in `env` with the agent's actions and append it; raises RuntimeError on a frozen dataset."""
+        """Play an episode in `env` with the agent and append it; RuntimeError when frozen."""
         if self.frozen:
-            raise RuntimeError("this dataset is frozen: offline training never adds to it. Collect into a new Data()")
+            raise RuntimeError("this dataset is frozen: offline training never adds to it")
         rows = []
         state = env.reset()
         over = False
         while not over:
             action = agent.get_action(state)
             next_state, reward, over, info = env.step([action])
-            rows.append([*state, action, reward, *next_state, over and not info["timeout"], info["timeout"]])
+            terminal = over and not info["timeout"]
+            rows.append([*state, action, reward, *next_state, terminal, info["timeout"]])
             state = next_state
         self.rows = np.concatenate([self.rows, np.array(rows, np.float32)])[-CAPACITY:]
 
     def get_sample(self):
-        """64 rows drawn without replacement: state, action, reward, next_state, over.
+        """64 different rows: state, action, reward, next_state float32 [64, 3], [64, 1], [64, 1],
+        [64, 3] and over int64 [64, 1]; ValueError when there are fewer rows."""
+        return self._columns(self.rows[random.sample(range(len(self.rows)), BATCH)])
 
-        float32 [64, 3], [64, 1], [64, 1], [64, 3] and int64 [64, 1]; raises ValueError when there are fewer than 64 rows.
-        """
-        if len(self.rows) < BATCH:
-            raise ValueError(f"a sample is {BATCH} different rows, and this dataset has {len(self.rows)}")
-        batch = torch.from_numpy(self.rows[random.sample(range(len(self.rows)), BATCH)])
-        state, action, reward, next_state, terminal, timeout = batch.split([3, 1, 1, 3, 1, 1], dim=1)
-        # Page: over is set at the 200-step limit too. A time limit is no terminal state (Pardo et al. 2018, section 3).
+    def _columns(self, rows):
+        columns = torch.from_numpy(rows).split([3, 1, 1, 3, 1, 1], dim=1)
+        state, action, reward, next_state, terminal, timeout = columns
+        # Page: over at the 200-step limit too, which is no terminal state (Pardo, section 3).
         over = torch.maximum(terminal, timeout) if "timeout" in self.as_printed else terminal
         return state, action, reward, next_state, over.long()
 
     def freeze(self):
-        """From here on the rows cannot change: NumPy refuses to write to them, update_data raises. Returns self."""
-        self.rows = self.rows.copy()
-        self.rows.setflags(write=False)
+        """From here on nothing can write to the rows and update_data raises. Returns self."""
+        self.rows = np.frombuffer(self.rows.tobytes(), np.float32).reshape(-1, 10)
         self.frozen = True
         return self
 
-    def episodes(self):
-        """The rows split into episodes, oldest first."""
-        ends = np.flatnonzero(self.rows[:, 8:].any(axis=1)) + 1
-        return [rows for rows in np.split(self.rows, ends) if len(rows)]
-
-    def returns(self):
-        """The undiscounted return of each episode, [episodes]."""
-        return np.array([rows[:, 4].sum(dtype=np.float64) for rows in self.episodes()])
-
-    def keep(self, first=None, last=None):
-        """Keep the first (weak) or the last (expert) episodes alone; raises UserError when there are fewer. Returns self."""
-        episodes = self.episodes()
-        if max(first or 0, last or 0) > len(episodes):
-            option, count = ("--first", first) if first else ("--last", last)
-            raise UserError(f"{option} {count}: the data has {len(episodes)} episodes; choose at most that many")
-        self.rows = np.concatenate(episodes[:first] if first else episodes[-last:] if last else episodes)
-        return self
-
-
-class Adam:
-    """Adam (Kingma & Ba 2015, algorithm 1) as one call of PyTorch's fused kernel.
-
-    torch.optim.Adam(fused=True) runs the same kernel behind 0.1 ms of Python for each step.
-    """
-
-    def __init__(self, parameters, lr):
-        self.parameters, self.lr = list(parameters), lr
-        self.exp_avgs = [torch.zeros_like(p) for p in self.parameters]
-        self.exp_avg_sqs = [torch.zeros_like(p) for p in self.parameters]
-        self.steps = [torch.zeros(())] * len(self.parameters)         # one counter for all
-
-    @torch.no_grad()
-    def step(self, gradients):
-        self.steps[0].add_(1)
-        torch._fused_adam_(self.parameters, gradients, self.exp_avgs, self.exp_avg_sqs, [], self.steps, lr=self.lr,
-                           beta1=0.9, beta2=0.999, weight_decay=0, eps=1e-8, amsgrad=False, maximize=False)
+    def __setstate__(self, state):                 # a copy of a frozen dataset is frozen
+        self.__dict__ |= state
+        if self.frozen:
+            self.freeze()
 
 
 class SAC:
-    """Soft Actor-Critic: the online teacher, and (with `--student sac`) the student without a penalty."""
+    """Soft Actor-Critic: the online teacher, and with `--student sac` a student without penalty."""
 
     class ModelAction(torch.nn.Module):
         """The policy: a Gaussian squashed by tanh and scaled to torques in [-2, 2]."""
 
-        def __init__(self, as_printed=()):
+        as_printed = frozenset()
+
+        def __init__(self):
             super().__init__()
-            self.as_printed = as_printed
-            self.fc_state = torch.nn.Sequential(torch.nn.Linear(3, 128), torch.nn.ReLU(inplace=True))
+            self.fc_state = torch.nn.Sequential(torch.nn.Linear(3, 128), torch.nn.ReLU())
             self.fc_mu = torch.nn.Linear(128, 1)
             self.fc_std = torch.nn.Sequential(torch.nn.Linear(128, 1), torch.nn.Softplus())
 
-        def forward(self, state):
-            """[b, 3] -> a torque [b, 1] and its entropy [b, 1] = -log density per unit of tanh (SAC, appendix C)."""
-            return self.sample(state, 1)
-
-        def sample(self, state, n):
-            """[b, 3] -> n torques for each state, [b, n], and their entropies, [b, n]."""
-            hidden = self.fc_state(state)                             # [b, 3] -> [b, 128]
-            mu, std = self.fc_mu(hidden), self.fc_std(hidden)         # [b, 128] -> [b, 1]
-            noise = torch.randn(len(state), n)
-            sample = torch.addcmul(mu, std, noise)                    # mu + std noise, [b, n]
-            action = sample.tanh()
-            # -log pi = -log Gaussian + log(1 - tanh(x)^2) by the change of variables (SAC, appendix C).
-            # Page: x is the action, which is a tanh already.
+        def forward(self, state, n=1):
+            """[b, 3] -> n torques for each state, [b, n], and the entropy of each, [b, n]: minus
+            the log of its density per unit of tanh (SAC, appendix C)."""
+            state = self.fc_state(state)                            # [b, 3] -> [b, 128]
+            mu, std = self.fc_mu(state), self.fc_std(state)         # [b, 128] -> [b, 1]
+            dist = torch.distributions.Normal(mu.expand(-1, n), std, validate_args=False)
+            sample = dist.rsample()                                 # [b, n]
+            action = torch.tanh(sample)                             # [b, n]
+            # Page: log(1 - tanh(action)^2 + 1e-7), but action is a tanh already.
             x = action if "jacobian" in self.as_printed else sample
-            if "epsilon" in self.as_printed:
-                # Page: where tanh rounds to 1 this has no gradient, and a policy that is there cannot return.
-                log_slope = (1 - x.tanh().square() + 1e-7).log()
-            else:
-                # the same, with its gradient of -2 tanh(x) everywhere, as in torch.distributions.TanhTransform
-                log_slope = 2 * (math.log(2) - x - torch.nn.functional.softplus(-2 * x))
-            entropy = 0.5 * (noise * noise + math.log(2 * math.pi)) + std.log() + log_slope
+            # log(1 - tanh(x)^2), in a form that keeps its gradient where float32's tanh is 1
+            log_slope = 2 * (math.log(2) - x - torch.nn.functional.softplus(-2 * x))
+            entropy = log_slope - dist.log_prob(sample)             # [b, n]
             return action * TORQUE, entropy
 
     class ModelValue(torch.nn.Module):
-        """A critic: the soft value of a torque in a state, in units of the scaled reward (reward + 8) / 8."""
+        """A critic: the soft value of a torque in a state, in the unit of the scaled reward."""
 
         def __init__(self):
             super().__init__()
             self.sequential = torch.nn.Sequential(
-                torch.nn.Linear(4, 128), torch.nn.ReLU(inplace=True),
-                torch.nn.Linear(128, 128), torch.nn.ReLU(inplace=True),
+                torch.nn.Linear(4, 128), torch.nn.ReLU(),
+                torch.nn.Linear(128, 128), torch.nn.ReLU(),
                 torch.nn.Linear(128, 1),
             )
 
         def forward(self, state, action):
-            """[b, 3], [b, 1] -> [b, 1]."""
-            return self.sequential(torch.cat([state, action], dim=1))
-
-    class Pair:
-        """Two critics as one, [b, 3], [b, 1] -> [2, b, 1]: one batched product a layer, so that autograd, the optimiser and
-        both cores handle one network instead of two. The critics' own weights become views of the pair's."""
-
-        def __init__(self, *models):
-            self.layers = []                                                      # (bias [2, 1, out], weight [2, in, out])
-            for linears in zip(*(model.sequential[::2] for model in models)):
-                bias = torch.stack([linear.bias.detach()[None] for linear in linears])
-                weight = torch.stack([linear.weight.detach().T for linear in linears])
-                self.layers.append((bias.requires_grad_(), weight.requires_grad_()))
-            self.tie(*models)
-
-        def tie(self, *models):
-            for k, model in enumerate(models):
-                for (bias, weight), linear in zip(self.layers, model.sequential[::2]):
-                    linear.bias.data, linear.weight.data = bias.data[k, 0], weight.data[k].T
-
-        def parameters(self):
-            return itertools.chain(*self.layers)
-
-        def __call__(self, state, action):
-            value = torch.cat([state, action], dim=1).expand(2, -1, -1)       # [2, b, 4]
-            *hidden, (bias_out, weight_out) = self.layers
-            for bias, weight in hidden:
-                value = torch.baddbmm(bias, value, weight).relu_()            # [2, b, 128]
-            return torch.baddbmm(bias_out, value, weight_out)                 # [2, b, 1]
+            return self.sequential(torch.cat([state, action], dim=1))     # [b, 3 + 1] -> [b, 1]
 
     def __init__(self, as_printed=()):
-        self.as_printed = check_errata(as_printed)
-        settle_process()
-        self.model_action = self.ModelAction(self.as_printed)
+        self.model_action = self.ModelAction()
         self.model_value1, self.model_value2 = self.ModelValue(), self.ModelValue()
-        self.model_value_next1, self.model_value_next2 = self.ModelValue(), self.ModelValue()
-        self.model_value_next1.load_state_dict(self.model_value1.state_dict())
-        self.model_value_next2.load_state_dict(self.model_value2.state_dict())
-        self.values = self.Pair(self.model_value1, self.model_value2)
-        self.values_next = self.Pair(self.model_value_next1, self.model_value_next2)
-        self.alpha = torch.tensor(math.log(0.01), requires_grad=True)         # log of the temperature
-        self.optimizer_value = Adam(self.values.parameters(), lr=3e-3)
-        self.optimizer_action = Adam([*self.model_action.parameters(), self.alpha], lr=3e-4)
-        self.records = {}
+        self.model_value_next1 = copy.deepcopy(self.model_value1)
+        self.model_value_next2 = copy.deepcopy(self.model_value2)
+        self.alpha = torch.tensor(math.log(0.01), requires_grad=True)     # log of the temperature
+        values = [*self.model_value1.parameters(), *self.model_value2.parameters()]
+        self.optimizer_value = torch.optim.Adam(values, lr=3e-3, fused=True)
+        actions = [*self.model_action.parameters(), self.alpha]
+        self.optimizer_action = torch.optim.Adam(actions, lr=3e-4, fused=True)
+        self.loss_fn = torch.nn.MSELoss()
+        self.as_printed = as_printed
+
+    @property
+    def as_printed(self):
+        return self._as_printed
+
+    @as_printed.setter
+    def as_printed(self, names):
+        self._as_printed = self.model_action.as_printed = check_errata(names)
 
     def get_action(self, state):
-        """A torque drawn from the policy, float in [-2, 2]; raises ValueError unless the state is three finite numbers."""
-        state = torch.from_numpy(check_state(state))
+        """A torque of the policy, float in [-2, 2]; ValueError unless given 3 finite numbers."""
+        state = torch.from_numpy(np.asarray(state, np.float32).reshape(1, 3))
+        if not state.isfinite().all():
+            raise ValueError(f"a state is three finite numbers, not {state.tolist()[0]}")
         with torch.no_grad():
-            action, _ = self.model_action(state.reshape(1, 3))
-        return action.item()
+            return self.model_action(state)[0].item()               # [1, 3] -> [1, 1] -> float
 
     def test(self, play):
         """The return of one episode from a random start; with play=True it is shown."""
-        state = env.reset()
-        reward_sum, over = 0.0, False
+        state, reward_sum, over = env.reset(), 0.0, False
         while not over:
             state, reward, over, _ = env.step([self.get_action(state)])
             reward_sum += float(reward)
             if play:
-                env.show()
+                show(env)
         return reward_sum
 
     def train(self, state, action, reward, next_state, over):
-        """One update from a batch with the shapes of Data.get_sample (SAC, algorithm 1); raises ValueError for others."""
-        check_batch(state, action, reward, next_state, over)
-        self.optimizer_value.step(self._replay(self._get_gradients_value, state, action, reward, next_state, over))
-        self.optimizer_action.step(self._replay(self._get_gradients_action, state))
-        self._soft_update(self.values, self.values_next)
+        """One update (SAC, algorithm 1) from a batch like Data.get_sample's, else ValueError."""
+        rows = torch.cat([state, action, reward, next_state, over], dim=1)      # [b, 9]
+        if rows.shape[1] != 9 or not len(rows) or not rows.sum().isfinite():
+            raise ValueError("a batch is finite, has 3, 1, 1, 3 and 1 columns, and is not empty")
+        self._backward_value(state, action, reward, next_state, over)
+        self.optimizer_value.step()
 
-    def _get_gradients_value(self, state, action, reward, next_state, over):
-        """The gradients of both critics' losses in their parameters."""
-        reward = (reward + 8) / 8
-        target = self._get_target(reward, next_state, over)
-        loss_value = self._get_loss_value(self.values, target, state, action, next_state)
-        return torch.autograd.grad(loss_value.sum(), self.optimizer_value.parameters)
+        self._backward_action(state)
+        self.optimizer_action.step()
 
-    def _get_gradients_action(self, state):
-        """The gradients of the actor's and the temperature's loss (SAC, equation 18), neither of which enters the other's."""
+        self._soft_update(self.model_value1, self.model_value_next1)
+        self._soft_update(self.model_value2, self.model_value_next2)
+
+    def _backward_value(self, state, action, reward, next_state, over):
+        """Set the gradients of the critics' losses."""
+        target = self._get_target((reward + SCALE) / SCALE, next_state, over)             # [b, 1]
+        loss_value1 = self._get_loss_value(self.model_value1, target, state, action, next_state)
+        loss_value2 = self._get_loss_value(self.model_value2, target, state, action, next_state)
+        self.optimizer_value.zero_grad()
+        (loss_value1 + loss_value2).backward()
+
+    def _backward_action(self, state):
+        """Set the gradients of the policy's loss and of the temperature's (SAC, equation 18)."""
         loss_action, entropy = self._get_loss_action(state)
-        loss_alpha = (entropy.detach().mean() - TARGET_ENTROPY) * self.alpha.exp()
-        return torch.autograd.grad(loss_action + loss_alpha, self.optimizer_action.parameters)
-
-    def _replay(self, gradients, *batch):
-        """gradients(*batch), from a record of its operations: autograd's own, in the same order, to the last bit.
-
-        The first call for a batch size records every operation, forward and backward (1 s once, then 0.1 s); later calls
-        replay them without Python and without building autograd's graph, which takes half of a teacher's update. The record
-        keeps what is fixed at that time: as_printed, the weight, the networks' shapes; parameters may change in place.
-        """
-        key = gradients.__name__, len(batch[0])
-        if key not in self.records:
-            self.records[key] = record(gradients, batch)
-        with torch.no_grad():
-            return self.records[key](*batch)
-
-    def __getstate__(self):
-        return self.__dict__ | {"records": {}}        # a copy records its own operations, and its critics are its own pair's
-
-    def __setstate__(self, state):
-        self.__dict__ |= state
-        self.values.tie(self.model_value1, self.model_value2)
-        self.values_next.tie(self.model_value_next1, self.model_value_next2)
+        loss_alpha = ((entropy - TARGET_ENTROPY).detach() * self.alpha.exp()).mean()
+        self.optimizer_action.zero_grad()
+        learning = [p for p in (*self.model_action.parameters(), self.alpha) if p.requires_grad]
+        (loss_action + loss_alpha).backward(inputs=learning)                    # not the critics
 
     @torch.no_grad()
     def _get_target(self, reward, next_state, over):
-        """What the critics are to answer, [b, 1]: reward + 0.99 (1 - over) (value + temperature * entropy) of the next state
-        and a fresh torque there (SAC, equations 2 and 3); the reward is the scaled one."""
-        action, entropy = self.model_action(next_state)
-        value = self.values_next(next_state, action).amin(dim=0)
-        return torch.addcmul(reward, 1 - over, torch.addcmul(value, self.alpha.exp(), entropy), value=GAMMA)
+        """What the critics are to answer, [b, 1] (SAC, equations 2 and 3); reward is scaled."""
+        action, entropy = self.model_action(next_state)                         # [b, 1]
+        value1 = self.model_value_next1(next_state, action)                     # [b, 1]
+        value2 = self.model_value_next2(next_state, action)                     # [b, 1]
+        value = torch.min(value1, value2) + self.alpha.exp() * entropy          # [b, 1]
+        return reward + GAMMA * (1 - over) * value
 
     def _get_loss_value(self, model_value, target, state, action, next_state):
-        """The critic's loss (SAC, equation 5): a scalar for one critic, [2] for a pair."""
+        """The loss of one critic, a scalar (SAC, equation 5)."""
         return self.loss_fn(model_value(state, action), target)
 
     def _get_loss_action(self, state):
-        """The actor's loss, a scalar (SAC, equation 7), and the entropy of the torques it drew, [b, 1]."""
-        action, entropy = self.model_action(state)
-        value = self.values(state, action).amin(dim=0)
-        return -torch.addcmul(value, self.alpha.detach().exp(), entropy).mean(), entropy
+        """The policy's loss, a scalar (SAC, equation 7), and its torques' entropies, [b, 1]."""
+        action, entropy = self.model_action(state)                              # [b, 1]
+        value1, value2 = self.model_value1(state, action), self.model_value2(state, action)
+        loss_action = -self.alpha.detach().exp() * entropy - torch.min(value1, value2)
+        return loss_action.mean(), entropy
 
-    @staticmethod
-    def loss_fn(value, target):
-        """Mean squared error over the batch, [..., b, 1] -> [...]."""
-        return (value - target).square().mean(dim=(-2, -1))
-
-    @staticmethod
     @torch.no_grad()
-    def _soft_update(_from, _to):
-        """_to becomes 0.995 _to + 0.005 _from."""
+    def _soft_update(self, _from, _to):
+        """Each parameter of _to becomes 0.995 of itself + 0.005 of its like in _from."""
         torch._foreach_lerp_([*_to.parameters()], [*_from.parameters()], TAU)
 
 
 class CQL(SAC):
-    """Conservative Q-Learning, the variant CQL(H) (CQL, equation 4): SAC with a penalty in the critics' loss."""
+    """Conservative Q-Learning, CQL(H): SAC and a penalty in the critics' loss. Its weight of 5 is
+    the page's and large: the paper halves the squared error beside it (equation 4), and rewards
+    are divided by 8 here; in the paper's equation, on undivided rewards, it would be about 20."""
 
     def __init__(self, as_printed=(), weight=WEIGHT):
         super().__init__(as_printed)
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight {weight}: give a number of at least 0")
         self.weight = weight
 
     def _get_loss_value(self, model_value, target, state, action, next_state):
-        """SAC's loss plus weight * (log of the integral of exp Q over all torques - Q of the data's torque)."""
-        torques, log_weights = self._get_torques(state, next_state, SAMPLES)  # [b, 15]
-        # the data's torque and the fifteen others in one pass: a state has 16 rows
-        actions = torch.cat([action, torques], dim=1)
-        states = state.unsqueeze(1).expand(-1, actions.shape[1], -1)
-        values = model_value(states.reshape(-1, 3), actions.reshape(-1, 1))   # [..., b * 16, 1]
-        value, value_cat = values.view(*values.shape[:-2], *actions.shape).split([1, torques.shape[1]], dim=-1)
+        """SAC's loss of one critic plus weight * (log of the integral of exp Q over all torques,
+        estimated from 15 and up to log 15, minus Q of the data's torque), a scalar."""
+        # Page: (-1, 1), which leaves half of the torques out of the penalty.
+        limit = 1 if "range" in self.as_printed else TORQUE
+        rand_action = limit * torch.empty([len(state), SAMPLES]).uniform_(-1, 1)       # [b, 5]
+        with torch.no_grad():
+            actions, entropies = self.model_action(torch.cat([state, next_state]), SAMPLES)
+        curr_action, next_action = actions.chunk(2)                             # [2 b, 5] -> [b, 5]
+        curr_entropy, next_entropy = entropies.chunk(2)                         # [2 b, 5] -> [b, 5]
 
+        # one pass of the critic over 16 torques for each state: the data's and 5 of each kind
+        action = torch.cat([action, rand_action, curr_action, next_action], dim=1)     # [b, 16]
+        state = state.unsqueeze(1).repeat(1, action.shape[1], 1)                # [b, 16, 3]
+        values = model_value(state.reshape(-1, 3), action.reshape(-1, 1)).reshape(action.shape)
+        value, value_rand, value_curr, value_next = values.split([1] + 3 * [SAMPLES], dim=1)
         loss_value = self.loss_fn(value, target)
-        loss_cat = torch.logsumexp(value_cat + log_weights, dim=-1, keepdim=True)     # [..., b, 1]
-        return loss_value + self.weight * (loss_cat - value).mean(dim=(-2, -1))
 
-    @torch.no_grad()
-    def _get_torques(self, state, next_state, n):
-        """n random torques, n of the policy in `state` and n of the policy in `next_state`, [b, 3 n], and log (1 / density) of
-        each, [b, 3 n]: the mean of exp(Q + that) estimates the integral of exp Q over the torques without bias (CQL,
-        appendix F). Both critics are asked about the same torques, as in the authors' code."""
-        b = len(state)
-        # Page: (-1, 1), density 0.5, which leaves half of the torques out of the penalty.
-        limit = 1.0 if "range" in self.as_printed else TORQUE
-        rand_action = torch.empty(b, n).uniform_(-limit, limit)
-        rand_weight = torch.full([b, n], math.log(2 * limit))
-        # the policy's mean and deviation depend on the state alone: one pass over 2 b rows serves all 10 samples
-        action, entropy = self.model_action.sample(torch.cat([state, next_state]), n)
-        # Page: per unit of tanh. The torque is 2 tanh, so its density is half of that.
-        log_weight = entropy if "range" in self.as_printed else entropy + math.log(TORQUE)
-        # Page: Q - entropy, but entropy = -log pi, and the weight is 1 / pi (CQL, appendix F).
-        log_weight = -log_weight if "sign" in self.as_printed else log_weight
-        return torch.cat([rand_action, *action.split(b)], dim=1), torch.cat([rand_weight, *log_weight.split(b)], dim=1)
+        # Q minus the log of the torque's density per unit of tanh (CQL, appendix F)
+        value_rand = value_rand - math.log(0.5)                                 # [b, 5]
+        # Page: minus entropy, but entropy is minus the log of the density.
+        sign = -1 if "sign" in self.as_printed else 1
+        value_curr = value_curr + sign * curr_entropy                           # [b, 5]
+        value_next = value_next + sign * next_entropy                           # [b, 5]
+        value_cat = torch.cat([value_rand, value_curr, value_next], dim=1)      # [b, 15]
+        loss_cat = torch.logsumexp(value_cat, dim=1).mean()                     # [b, 15] -> scalar
+        return loss_value + self.weight * (loss_cat - value.mean())            # scalar
 
 
-@torch.no_grad()
-def evaluate(agent, seeds):
-    """One episode for each seed, all side by side: returns, promised and delivered, [episodes] each.
-
-    The same seeds give the same starts and the same noise of the policy. Promised is the smaller critic's value of the first
-    torque; delivered is what the episode then paid in that unit: the sum of 0.99^t (reward + 8) / 8, and after its T steps
-    0.99^T / (1 - 0.99) times the mean of the last 20, as if its end lasted. No policy can deliver more than 100.
-    """
-    envs = [MyWrapper() for _ in seeds]
-    state = np.stack([env.reset(seed=seed) for env, seed in zip(envs, seeds)])
-    rewards = np.empty([EPISODE, len(envs)])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds[0])
-        for t in range(EPISODE):
-            state = torch.from_numpy(state)
-            action, _ = agent.model_action(state)
-            if t == 0:
-                promised = agent.values(state, action).amin(dim=0).flatten().numpy()
-            steps = [env.step([torque]) for env, torque in zip(envs, action.flatten().tolist())]
-            state = np.stack([step[0] for step in steps])
-            rewards[t] = [step[1] for step in steps]
-    scaled = (rewards + 8) / 8
-    delivered = GAMMA ** np.arange(EPISODE) @ scaled + GAMMA ** EPISODE / (1 - GAMMA) * scaled[-20:].mean(axis=0)
-    return rewards.sum(axis=0), promised, delivered
-
-
-def train_teacher(teacher, data, epochs, run):
-    """The page's online loop: an epoch is one episode and 200 updates; a test every 10 epochs and after the last."""
-    for step in run.steps("teacher", teacher, epochs * EPISODE, data):
-        epoch, i = divmod(step, EPISODE)
+def train_teacher(teacher, data, epochs, run, train):
+    """The page's online loop. `train` is teacher.train, or accelerate(teacher)."""
+    for step in run.steps("teacher", teacher, epochs * UPDATES, data):
+        epoch, i = divmod(step, UPDATES)
         if i == 0:
             data.update_data(teacher)
-        teacher.train(*data.get_sample())
-        if i == EPISODE - 1 and (epoch % 10 == 0 or epoch == epochs - 1):
+        train(*data.get_sample())
+        if i == UPDATES - 1 and (epoch % 10 == 0 or epoch == epochs - 1):
             run.test(epoch)
 
 
-def train_student(student, data, steps, run):
-    """The page's offline loop: no environment, no new data; a test every 2,000 updates and after the last."""
-    for i in run.steps("student", student, steps):
-        student.train(*data.get_sample())
+def train_student(student, data, steps, run, train):
+    """The page's offline loop: no new data. `train` is student.train, or accelerate(student)."""
+    for i in run.steps("student", student, steps, data):
+        train(*data.get_sample())
         if i % 2000 == 0 or i == steps - 1:
             run.test(i)
 
 
-# From here on: checks, files, a run's records and pictures, and the command line.
+# The page ends here. The rest is ours: speed, the promise meter, files, pictures, the command line.
 
-MODELS = ("model_action", "model_value1", "model_value2", "model_value_next1", "model_value_next2")
-COLUMNS = {"observations": 3, "actions": 1, "rewards": 0, "next_observations": 3, "terminals": 0, "timeouts": 0}   # 0: [n]
+import argparse
+import contextlib
+import functools
+import hashlib
+import importlib
+import io
+import itertools
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+
+__all__ = ["CQL", "Data", "ERRATA", "MyWrapper", "SAC", "accelerate", "env"]
+COLUMNS = {"observations": 3, "actions": 1, "rewards": 0, "next_observations": 3,      # 0: [n]
+           "terminals": 0, "timeouts": 0}
+LEAST = np.float32([-1, -1, -8, -2, -16.3, -1, -1, -8, 0, 0])         # of the rows of any Pendulum
+MOST = np.float32([1, 1, 8, 2, 0, 1, 1, 8, 1, 1])
+PROGRAM = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
 
 
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM: its number, and the line that says how to go on; not an error, so `except Exception` lets it pass."""
+class UserError(ValueError):
+    """A user's mistake: the message says in one line what was wrong, where, and what to do."""
 
 
-def settle_process():
-    """Two settings of the process that an update's speed rests on."""
-    torch.empty(30 << 18)             # 30 MB freed once: glibc keeps freed megabytes from then on and faults no pages in anew
-    torch.set_flush_denormal(True)    # a dead unit's averages decay below 1e-38, where Adam's step takes twice as long
+def accelerate(agent):
+    """A function with train's arguments that makes the same updates to the same agent, to the last
+    bit and faster: train, with records of _backward_value and _backward_action in their place.
+
+    What Python does in these two (a print, a breakpoint) happens at the first update only, while it
+    is recorded. Where that cannot be, updates run plain after a line of notice; so they do, without
+    one, for batches of another size and once an attribute of the agent (weight, a network) is
+    another object. After a change inside a network call accelerate again."""
+    records, known = None, []
+
+    def train(*batch):
+        nonlocal records, known
+        now = [*vars(agent).values(), *(x.shape for x in batch), *(x.dtype for x in batch)]
+        if records is None:
+            records, known = checked_records(agent, batch), now
+        same = len(now) == len(known) and all(a is b or type(a) is torch.Size and a == b
+                                              for a, b in zip(now, known))
+        vars(agent).update(records if same else {})
+        try:
+            agent.train(*batch)
+        finally:
+            for name in records:
+                vars(agent).pop(name, None)
+
+    return train
 
 
-def record(function, inputs):
-    """function(*inputs) as a TorchScript module that runs the same operations on new inputs and the parameters of the time."""
+def checked_records(agent, batch):
+    """record(agent, batch), if three updates of two copies show that it changes no bit, else {}."""
+    drawn, records = random.getstate(), {}
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+            plain, fast = copy.deepcopy(agent), copy.deepcopy(agent)
+            vars(fast).update(record(fast, batch))
+            for copied in (plain, fast):
+                torch.manual_seed(0)
+                for _ in range(3):
+                    copied.train(*batch)
+            if not all(map(torch.equal, tensors(parts(plain)), tensors(parts(fast)))):
+                raise ValueError("replayed, they give other numbers")
+            records = record(agent, batch)
+    except Exception as error:
+        say(f"note: updates cannot be recorded and run plain, slower ({error!r:.90})", "stderr")
+    random.setstate(drawn)
+    return records
+
+
+def record(agent, batch):
+    """{name: a function that sets the gradients that the agent's method sets}: its operations,
+    autograd's among them (make_fx), replayed by TorchScript without Python."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):     # recording draws random numbers too
-        graph = make_fx(lambda *inputs: function(*inputs))(*inputs)      # a method would be counted with its self
-        with torch.no_grad():
-            return torch.jit.trace(graph, inputs, check_trace=False)
+    def gradients(*inputs):
+        for p in parameters:
+            p.grad = None
+        with torch.enable_grad():
+            method(*inputs)
+        learning[:] = [p for p in parameters if p.grad is not None]
+        return tuple(p.grad for p in learning)
+
+    def replay(learning, traced, *inputs):
+        with torch.no_grad(), torch.jit.optimized_execution(False):     # optimised, bits may differ
+            for p, gradient in zip(learning, traced(*inputs)):
+                p.grad = gradient
+
+    optimizers = [part for part in vars(agent).values() if isinstance(part, torch.optim.Optimizer)]
+    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    records = {}
+    for name, inputs in (("_backward_value", batch), ("_backward_action", batch[:1])):
+        method, learning = getattr(agent, name), []
+        with torch.no_grad(), torch.jit.optimized_execution(False):
+            traced = torch.jit.trace(make_fx(gradients)(*inputs), inputs, check_trace=False)
+        records[name] = functools.partial(replay, learning, traced)
+        for p in parameters:
+            p.grad = None
+    return records
+
+
+@torch.no_grad()
+def evaluate(agent, seeds):
+    """One episode for each seed, all side by side: returns, promised, delivered, [episodes] each.
+
+    The same seeds give the same starts and the same noise of the policy. Promised is the smaller
+    critic's value of the first torque; delivered is what the episode then paid in that unit: the
+    sum of 0.99^t (reward + 8) / 8, and after T steps 0.99^T / (1 - 0.99) times the mean of the last
+    20, as if its end lasted. No policy can deliver more than 100."""
+    envs = [MyWrapper() for _ in seeds]
+    state = torch.tensor(np.stack([env.reset(seed=seed) for env, seed in zip(envs, seeds)]))
+    rewards = np.empty([EPISODE, len(envs)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds[0])
+        for t in range(EPISODE):
+            action, _ = agent.model_action(state)                               # [episodes, 1]
+            if t == 0:
+                promised = least_value(agent, state, action)[:, 0].numpy()
+            steps = [env.step([torque]) for env, torque in zip(envs, action[:, 0].tolist())]
+            state = torch.from_numpy(np.stack([step[0] for step in steps]))
+            rewards[t] = [step[1] for step in steps]
+    scaled = (rewards + SCALE) / SCALE
+    tail = GAMMA ** EPISODE / (1 - GAMMA) * scaled[-20:].mean(axis=0)
+    return rewards.sum(axis=0), promised, GAMMA ** np.arange(EPISODE) @ scaled + tail
+
+
+def least_value(agent, state, action):
+    """The smaller critic's value, [b, 3], [b, 1] -> [b, 1]."""
+    return torch.min(agent.model_value1(state, action), agent.model_value2(state, action))
+
+
+def show(env):
+    """Draw the pendulum as it is now, in a window or a notebook's output."""
+    from matplotlib import pyplot
+    pyplot.imshow(env.render())
+    pyplot.pause(0.01)
+    pyplot.clf()
+
+
+def episodes(data):
+    """The rows of a Data split into episodes, oldest first."""
+    ends = np.flatnonzero(data.rows[:, 8:].any(axis=1)) + 1
+    return [rows for rows in np.split(data.rows, ends) if len(rows)]
+
+
+def keep(data, first=None, last=None):
+    """A frozen Data of the first or the last episodes alone; UserError when there are fewer."""
+    kept, found = Data(data.as_printed), episodes(data)
+    if max(first or 0, last or 0) > len(found):
+        raise UserError(f"--first, --last: the data has {len(found)} episodes; give at most that")
+    kept.rows = np.concatenate(found[:first] if first else found[-(last or 0):])
+    return kept.freeze()
 
 
 def seed_everything(seed):
-    """Seed torch, random and the environment; each stage begins with it, so a saved dataset gives the same student."""
+    """Seed torch, random and the environment, as every stage does when it begins."""
     torch.manual_seed(seed)
     random.seed(seed)
     env.reset(seed=seed)
 
 
-def check_state(state):
-    """A state as float32 [3]; raises ValueError for anything but three finite numbers."""
+def say(line, name="stdout"):
+    """Print a line beside the progress bar. Where it cannot be written (a closed pipe, a full disk)
+    the run goes on in silence: its files hold everything."""
+    stream, bar = getattr(sys, name), sys.modules.get("tqdm")
     try:
-        array = np.asarray(state, dtype=np.float32)
-    except (TypeError, ValueError):
-        array = np.empty(0)
-    if array.size != 3 or not np.isfinite(array).all():
-        raise ValueError(f"a state is three finite numbers (cos angle, sin angle, speed), not {state!r}")
-    return array
+        bar.tqdm.write(line, file=stream) if bar else print(line, file=stream)
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def check_batch(*batch):
-    """Raises ValueError unless the five tensors have the shapes [b, 3], [b, 1], [b, 1], [b, 3], [b, 1]."""
-    shapes, b = [tuple(x.shape) for x in batch], len(batch[0])
-    if shapes != [(b, 3), (b, 1), (b, 1), (b, 3), (b, 1)]:
-        raise ValueError(f"a batch is state [b, 3], action [b, 1], reward [b, 1], next_state [b, 3], over [b, 1], not {shapes}")
+@functools.cache
+def optional(name, without):
+    """An optional package's module; None, after one line of notice, where it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:                       # a broken matplotlibrc is no ImportError
+        say(f"note: {without} ({error!r:.90})", "stderr")
 
 
 def write_whole(path, content):
-    """Write bytes to a file that appears whole or not at all; raises UserError when it cannot be written."""
-    part = path.with_name(path.name + ".part")
+    """Write bytes to a file that appears whole or not at all, even when the power fails; raises
+    UserError when it cannot be written."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(content)
+        with open(part, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException as error:
+        if os.name == "posix":
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+    except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        if not isinstance(error, OSError):
-            raise
-        raise UserError(f"{path}: cannot be written ({error.strerror}); make room or choose another --out. Earlier files are "
-                        f"whole") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 @contextlib.contextmanager
-def reading(path, what):
-    """Turn whatever goes wrong in reading a file into a UserError; damaged zips, pickles and arrays have no common class."""
+def reading(path):
+    """A zip file's bytes, if its checksums are right (torch.load does not look) and it is no bomb.
+    Whatever goes wrong with them is a UserError: zips, pickles and arrays share no class."""
     try:
-        yield
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or 'cannot be read'}; give {what} that a run left") from None
+        with open(path, "rb") as file:
+            content = io.BytesIO(file.read(1 << 30))
+        with zipfile.ZipFile(content) as file:
+            if sum(member.file_size for member in file.infolist()) > 1 << 30 or file.testzip():
+                raise UserError("damaged, or larger than a gigabyte")
+        content.seek(0)
+        yield content
     except Exception as error:
-        raise UserError(f"{path}: damaged, or not {what} ({type(error).__name__}); give {what} that a run left") from None
+        why = error if isinstance(error, UserError) else getattr(error, "strerror", None)
+        why = why or f"damaged, or not what a run leaves ({error!r:.90})"
+        raise UserError(f"{path}: {why}") from None
 
 
 def save_dataset(data, path):
-    """Write the rows as npz with D4RL's names: float32 [n, 3], [n, 1], [n], [n, 3] and bool [n], [n]."""
+    """Write the rows as npz with D4RL's names, see COLUMNS: float32, the last two bool."""
     buffer, columns = io.BytesIO(), np.split(data.rows, [3, 4, 5, 8, 9], axis=1)
-    arrays = [column if width else column[:, 0] for width, column in zip(COLUMNS.values(), columns)]
-    np.savez_compressed(buffer, **dict(zip(COLUMNS, arrays[:4] + [flag > 0 for flag in arrays[4:]])))
+    arrays = [x if width else x[:, 0] for width, x in zip(COLUMNS.values(), columns)]
+    np.savez_compressed(buffer, **dict(zip(COLUMNS, arrays[:4] + [x > 0 for x in arrays[4:]])))
     write_whole(path, buffer.getvalue())
 
 
 def load_dataset(path, as_printed=()):
-    """A frozen Data from an npz file with D4RL's names; raises UserError for any other file."""
-    with reading(path, "a dataset.npz"), np.load(path, allow_pickle=False) as file:
-        if missing := COLUMNS.keys() - set(file.files):
-            raise UserError(f"lacks {', '.join(sorted(missing))}; a dataset has {', '.join(COLUMNS)}")
-        arrays = {name: np.asarray(file[name]) for name in COLUMNS}
-        n = arrays["rewards"].size
-        for (name, array), width in zip(arrays.items(), COLUMNS.values()):
-            kind, shape = "bool" if name in ("terminals", "timeouts") else "float", (n, width) if width else (n,)
-            if array.shape != shape or not array.dtype.name.startswith(kind):
-                raise UserError(f"{name} is {array.dtype} {list(array.shape)}; it must be {kind} {list(shape)}")
-            with np.errstate(over="ignore"):
-                arrays[name] = array.astype(np.float32)
-            if not np.isfinite(arrays[name]).all():
-                raise UserError(f"{name} holds NaN or infinite values; remove those rows")
-        if n < BATCH:
-            raise UserError(f"{n} rows; a batch draws {BATCH} different ones")
-        if np.abs(arrays["actions"]).max() > TORQUE:
-            raise UserError("actions lie outside [-2, 2]; they must be Pendulum's torques in N m")
+    """A frozen Data from an npz file with D4RL's names; UserError for any other file, and for
+    numbers that Pendulum never gives."""
     data = Data(as_printed)
-    data.rows = np.column_stack(list(arrays.values()))
+    with reading(path) as content, np.load(content, allow_pickle=False) as file:
+        if missing := COLUMNS.keys() - set(file.files):
+            raise UserError(f"lacks {', '.join(sorted(missing))} of {', '.join(COLUMNS)}")
+        n = file["rewards"].size
+        for name, width in COLUMNS.items():
+            x, shape, kind = file[name], (n, width) if width else (n,), "bf"[name[0] in "oarn"]
+            if x.shape != shape or x.dtype.kind != kind:
+                raise UserError(f"{name} is {x.dtype} {list(x.shape)}; it must be "
+                                f"{ {'b': 'bool', 'f': 'float'}[kind]} {list(shape)}")
+        data.rows = np.column_stack([file[name] for name in COLUMNS]).astype(np.float32)
+        circles = np.hypot(data.rows[:, [0, 5]], data.rows[:, [1, 6]])
+        right = ((data.rows >= LEAST) & (data.rows <= MOST)).all(axis=0)        # NaN is neither
+        right[[0, 5]] &= (abs(circles - 1) < 1e-3).all(axis=0)
+        if n < BATCH or not right.all():
+            names = np.repeat([*COLUMNS], [width or 1 for width in COLUMNS.values()])
+            raise UserError(f"{n} rows; a batch draws {BATCH} different ones" if n < BATCH else
+                            f"{names[~right][0]} has NaN or numbers that are not Pendulum's")
     return data.freeze()
 
 
-def agent_tensors(agent):
-    """Every tensor of an agent and of its optimisers by name: the live ones, not copies."""
-    tensors = {"alpha": agent.alpha.detach()}
-    for model in MODELS:
-        tensors |= {f"{model}.{name}": tensor for name, tensor in getattr(agent, model).state_dict().items()}
-    for name, optimizer in (("optimizer_value", agent.optimizer_value), ("optimizer_action", agent.optimizer_action)):
-        for kind in ("exp_avgs", "exp_avg_sqs", "steps"):
-            tensors |= {f"{name}.{kind}.{k}": tensor for k, tensor in enumerate(getattr(optimizer, kind))}
-    return tensors
+def parts(agent):
+    """An agent's state_dicts, tensors and numbers, by attribute: the live ones, not copies."""
+    found = {k: x.state_dict() if hasattr(x, "state_dict") else x for k, x in vars(agent).items()}
+    return {k: x for k, x in found.items() if isinstance(x, (dict, int, float, torch.Tensor))}
+
+
+def tensors(found):
+    """The tensors in nested dicts and lists."""
+    inner = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    return [found] if torch.is_tensor(found) else [x for part in inner for x in tensors(part)]
 
 
 def save_agent(path, agent, **more):
-    """Write all that going on with an agent needs, and whatever else is given."""
-    buffer, tensors = io.BytesIO(), {name: tensor.clone() for name, tensor in agent_tensors(agent).items()}
-    torch.save({"class": type(agent).__name__, "as_printed": sorted(agent.as_printed), "weight": getattr(agent, "weight", None),
-                "tensors": tensors, **more}, buffer)
+    """Write all that going on with an agent needs, and what else is given; raises UserError when
+    the agent has diverged."""
+    if not all(x.isfinite().all() for x in tensors(parts(agent))):
+        raise UserError(f"{path}: not written, the agent is NaN or infinite; an earlier one stays. "
+                        f"Try another --seed or a smaller --weight")
+    buffer = io.BytesIO()
+    torch.save({"class": type(agent).__name__, "as_printed": sorted(agent.as_printed),
+                "parts": parts(agent), **more}, buffer)
     write_whole(path, buffer.getvalue())
 
 
 def load_agent(path):
-    """The agent in a .pt file, and the file's whole content; raises UserError for a file that has none. Runs no code in it."""
-    with reading(path, "a .pt file"), warnings.catch_warnings(action="ignore"):
-        saved = torch.load(path, weights_only=True)
-        agent = {"CQL": CQL, "SAC": SAC}[saved["class"]](saved["as_printed"])
-        agent.weight = saved["weight"] if saved["weight"] is None else float(saved["weight"])
-        tensors = agent_tensors(agent)
-        if saved["tensors"].keys() != tensors.keys():
-            raise ValueError("other tensors")
-        for name, tensor in tensors.items():
-            other = saved["tensors"][name]
-            if other.shape != tensor.shape or other.dtype != tensor.dtype or not other.isfinite().all():
-                raise UserError(f"{name} has another shape or type, or is not finite; give a .pt file that a run left")
-            tensor.copy_(other)
+    """The agent in a .pt file, and the file's whole content; UserError for any other file. Runs no
+    code from it, so a subclass of SAC must be defined already."""
+    with reading(path) as content, warnings.catch_warnings(action="ignore"):
+        saved, classes = torch.load(content, weights_only=True), [SAC]
+        if "parts" not in saved:
+            raise UserError("has no agent of this version of cql_pendulum.py; train again")
+        for cls in classes:
+            classes += cls.__subclasses__()
+        if saved["class"] not in (known := {cls.__name__: cls for cls in classes}):
+            raise UserError(f"holds a {saved['class']}; define or import that class first")
+        agent = known[saved["class"]]()
+        agent.as_printed = saved["as_printed"]
+        for name, part in parts(agent).items():
+            if isinstance(part, dict):
+                getattr(agent, name).load_state_dict(saved["parts"][name])
+            elif torch.is_tensor(part):
+                part.data.copy_(saved["parts"][name].reshape(part.shape))
+            else:
+                setattr(agent, name, type(part)(saved["parts"][name]))
         return agent, saved
 
 
 class Run:
-    """One run in the folder `out` (None: no files): its place in the two stages, its log, its checkpoint.
+    """One run in the folder `out` (None: no files): its place in the two stages, log, checkpoint.
+    A signal waits for the next safe point: the end of an update, or of a step of the main job."""
 
-    A signal that comes while a stage trains waits until the update at hand is whole, so that the checkpoint is.
-    """
+    SAVED = "seed", "argv", "stage", "step", "log", "seconds", "table"
 
-    def __init__(self, out=None, seed=0, argv=()):
-        self.out, self.seed, self.argv = out, seed, list(argv)
-        self.stage, self.step, self.log, self.seconds = "start", 0, [], {}
-        self.signal, self.training = None, False
+    def __init__(self, out=None, seed=0):
+        self.out, self.seed, self.argv, self.stage, self.step = out, seed, [], "start", 0
+        self.log, self.seconds, self.table, self.signal, self.lock = [], {}, {}, None, None
 
     def __enter__(self):
-        self.handlers = {signum: signal.signal(signum, self.stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+        signums = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+        self.handlers = {signum: signal.signal(signum, self.heard) for signum in signums
+                         if signal.getsignal(signum) != signal.SIG_IGN}                 # nohup
+        if os.name == "posix":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
         return self
 
     def __exit__(self, *_):
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
+        if self.lock:
+            os.close(self.lock)
 
-    def stop(self, signum=None, frame=None):
-        """The signals' handler; without arguments: raise what it has put off."""
-        self.signal = signum or self.signal
-        if self.signal and not (signum and self.training):
-            line = "stopped; nothing was saved yet"
-            if self.out and (self.out / "checkpoint.pt").exists():
-                line = (f"stopped in stage {self.stage} after update {self.step}; {self.out} holds all of it. Go on with: "
-                        f"python cql_pendulum.py --resume {shlex.quote(str(self.out))}")
-            raise Interrupted(self.signal, line)
+    def heard(self, signum, frame):
+        self.signal = signum
+
+    def rest(self):
+        """A safe point: if a signal has come, say how to go on and exit with 128 + its number."""
+        if self.signal:
+            say("stopped; nothing was saved yet" if self.stage == "start" else
+                f"stopped in stage {self.stage} after update {self.step}; {self.out} has it all. "
+                f"Go on with: {go_on(self.out)}", "stderr")
+            sys.exit(128 + self.signal)
+
+    def take(self, out):
+        """Make a folder the run's own while it lives; UserError where another process has it."""
+        try:
+            import fcntl
+            self.out, self.lock = out, os.open(out, os.O_RDONLY)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:                                              # Windows has no such lock
+            pass
+        except OSError as error:
+            busy = "another run is at work in it" * isinstance(error, BlockingIOError)
+            raise UserError(f"{out}: {busy or error.strerror}") from None
 
     def starts(self, purpose, n):
-        """n seeds of start states for a purpose (0: the tests, 1: the final episodes), the same for every agent."""
+        """n seeds of starts for a purpose (0: the tests, 1: the final episodes), for all agents."""
         return np.random.SeedSequence([self.seed, purpose]).generate_state(n).tolist()
 
-    def steps(self, stage, agent, total, data=None):
-        """The steps of a stage that are still to do, behind a progress bar; raises Interrupted between two of them."""
+    def steps(self, stage, agent, total, data):
+        """The steps of a stage that are still to do, behind a progress bar."""
         if stage != self.stage:
             self.stage, self.step = stage, 0
-        self.agent, self.data, self.training = agent, data, True
+        self.agent, self.data = agent, data
         self.begun = time.monotonic() - self.seconds.get(stage, 0.0)
         if self.step == 0:
             self.save()
-        tqdm = optional("tqdm", "no progress bars")
         todo = range(self.step, total)
-        for step in tqdm.tqdm(todo, stage, total, initial=self.step, disable=None, leave=False) if tqdm else todo:
+        if tqdm := optional("tqdm", "no progress bars"):
+            todo = tqdm.tqdm(todo, stage, total, initial=self.step, disable=None, leave=False)
+        for step in todo:
             self.step = step + 1
             yield step
             if self.signal:
                 self.save()
-                self.stop()
-        self.training = False
-        self.stop()
+                self.rest()
 
     def test(self, at):
-        """Play the test's 10 episodes, print and log their means, and save; raises UserError when the agent has diverged."""
-        self.check()
+        """Play the test's 10 episodes, log their means, save, print."""
         result = [float(x.mean()) for x in evaluate(self.agent, self.starts(0, 10))]
-        self.log.append([self.stage, at, *(f"{x:.3f}" for x in result), f"{time.monotonic() - self.begun:.1f}"])
-        say("{} {:6d}   return {:8.1f}   promised {:8.2f}   delivered {:6.2f}".format(self.stage, at, *result))
+        self.log.append([self.stage, at, *result, time.monotonic() - self.begun])
         self.save()
-
-    def check(self):
-        """Raises UserError when the agent has diverged."""
-        if bad := [name for name, tensor in agent_tensors(self.agent).items() if not tensor.isfinite().all()]:
-            raise UserError(f"{self.stage} update {self.step}: {bad[0]} is NaN or infinite. The last good checkpoint stays; try "
-                            f"another --seed or a smaller --weight")
+        line = "{} {:6d}   return {:8.1f}   promised {:8.2f}   delivered {:6.2f}"
+        say(line.format(*self.log[-1]))
 
     def save(self):
-        """Write checkpoint.pt, which with dataset.npz holds all that going on needs, and then log.csv from the same rows."""
-        self.check()
+        """Write checkpoint.pt, which alone holds all that going on needs, and log.csv."""
         self.seconds[self.stage] = time.monotonic() - self.begun
         if self.out:
-            states = torch.get_rng_state(), random.getstate(), env.unwrapped.np_random.bit_generator.state
-            rows = None if self.data is None else torch.from_numpy(self.data.rows)
-            save_agent(self.out / "checkpoint.pt", self.agent, argv=self.argv, stage=self.stage, step=self.step, log=self.log,
-                       seconds=self.seconds, random=states, rows=rows)
-            self.save_log()
+            save_agent(self.out / "checkpoint.pt", self.agent, program=PROGRAM,
+                       rows=torch.from_numpy(self.data.rows.copy()),
+                       run={name: getattr(self, name) for name in self.SAVED},
+                       random=(torch.get_rng_state(), random.getstate(),
+                               env.unwrapped.np_random.bit_generator.state))
+            lines = ["{},{},{:.3f},{:.3f},{:.3f},{:.1f}\n".format(*row) for row in self.log]
+            head = "stage,step,return,promised,delivered,seconds\n"
+            write_whole(self.out / "log.csv", "".join([head, *lines]).encode())
 
-    def save_log(self):
-        lines = [["stage", "step", "return", "promised", "delivered", "seconds"], *self.log]
-        write_whole(self.out / "log.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())
-
-    def restore(self, saved, data=None):
-        """Take up the place, the log and the random states of a checkpoint, and the teacher's data in the teacher's stage."""
-        with reading(self.out / "checkpoint.pt", "a checkpoint.pt"):
-            self.stage, self.step, self.log, self.seconds = (saved[name] for name in ("stage", "step", "log", "seconds"))
-            seed_everything(self.seed)
-            torch.set_rng_state(saved["random"][0])
-            random.setstate(saved["random"][1])
-            env.unwrapped.np_random.bit_generator.state = saved["random"][2]
-            if data:
-                data.rows = saved["rows"].numpy().reshape(-1, 10)
-        self.save_log()
+    def restore(self, saved):
+        """Take up what save wrote; returns the rows of the data."""
+        vars(self).update({name: saved["run"][name] for name in self.SAVED})
+        torch.set_rng_state(saved["random"][0])
+        random.setstate(saved["random"][1])
+        env.unwrapped.np_random.bit_generator.state = saved["random"][2]
+        if saved["program"] != PROGRAM:
+            say("note: another version of cql_pendulum.py began this run", "stderr")
+        return saved["rows"].numpy().reshape(-1, 10)
 
 
-@functools.cache
-def optional(name, without):
-    """An optional package's module; None, after one line of notice, where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        print(f"note: {name.split('.')[0]} is not installed: {without}", file=sys.stderr)
+def go_on(out):
+    """The command that goes on with a run, as this one was typed, quoted for the system's shell."""
+    typed = sys.orig_argv[:len(sys.orig_argv) - len(sys.argv) + 1]
+    words = [*(typed if __name__ == "__main__" else [sys.executable, __file__]), f"--resume={out}"]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
-def say(line):
-    """Print a line without tearing the progress bar apart."""
-    if tqdm := sys.modules.get("tqdm"):
-        tqdm.tqdm.write(line)
-    else:
-        print(line)
-    sys.stdout.flush()
+def report(run):
+    """Print run.table, {who: returns}, and the minutes."""
+    say(f"\n{'return of an episode':<22} episodes      mean  std. error     worst      best")
+    for who, x in run.table.items():
+        error = np.std(x, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+        say(f"{who:<22}{len(x):>9}{np.mean(x):>10.1f}{error:>12.1f}{min(x):>10.1f}{max(x):>10.1f}")
+    say("minutes: " + ", ".join(f"{stage} {x / 60:.1f}" for stage, x in run.seconds.items()))
 
 
-def report(run, data, teacher, student):
-    """Print the closing table and return {who: returns}; teacher and student play the same 100 fresh episodes."""
-    agents = {"the teacher": teacher, "the student": student}
-    table = {who: evaluate(agent, run.starts(1, 100))[0] for who, agent in agents.items() if agent}
-    table = {"the data": data.returns()} | table
-    say(f"\n{'return of an episode':<22}{'episodes':>9}{'mean':>10}{'std. error':>12}{'worst':>10}{'best':>10}")
-    for who, returns in table.items():
-        error = returns.std(ddof=1) / math.sqrt(len(returns)) if len(returns) > 1 else math.nan
-        say(f"{who:<22}{len(returns):>9}{returns.mean():>10.1f}{error:>12.1f}{returns.min():>10.1f}{returns.max():>10.1f}")
-    say("minutes: " + ", ".join(f"{stage} {seconds / 60:.1f}" for stage, seconds in run.seconds.items()))
-    return table
-
-
-def draw_curves(run, table, student, path):
-    """Draw the run's curves, and the student's policy and critic over all states."""
+def draw_curves(run, student):
+    """The run's picture, a matplotlib Figure, or None without matplotlib: curves, the student's
+    policy and critic over all states, its critic over all torques in three states of the data."""
     if not (matplotlib := optional("matplotlib.figure", "no curves.png")):
-        return
-    figure = matplotlib.Figure(figsize=(12, 7), dpi=100, layout="constrained")
-    (teacher, learner, promise), (policy, critic, legend) = figure.subplots(2, 3)
-
-    def curve(axes, stage, column, style, label):
+        return None
+    figure = matplotlib.Figure(figsize=(13, 7.5), layout="constrained")
+    (teacher, learner, promise), (policy, critic, slices) = figure.subplots(2, 3)
+    for axes, stage, column, style, label in (
+            (teacher, "teacher", 2, "o-C0", "teacher"), (learner, "student", 2, "o-C1", "student"),
+            (promise, "student", 3, "o-C3", "promised"),
+            (promise, "student", 4, "s-C2", "delivered")):
         rows = [row for row in run.log if row[0] == stage]
-        axes.plot([row[1] for row in rows], [float(row[column]) for row in rows], style, label=label, ms=4)
-
-    curve(teacher, "teacher", 2, "o-C0", "teacher, mean of 10 episodes")
-    teacher.set(title="Teacher, online" if teacher.lines[0].get_xdata().size else "No teacher: the dataset was given",
-                xlabel="epoch", ylabel="return of an episode")
-    curve(learner, "student", 2, "o-C1", "student, mean of 10 episodes")
-    learner.axhline(table["the data"].mean(), color="0.4", ls="--", label="mean of the data's episodes")
-    if "the teacher" in table:
-        learner.axhline(table["the teacher"].mean(), color="C0", ls=":", label="teacher, mean of 100 episodes")
-    learner.set(title="Student, offline", xlabel="update", ylabel="return of an episode")
-    curve(promise, "student", 3, "o-C3", "promised by the student's critics")
-    curve(promise, "student", 4, "s-C2", "delivered by the student")
-    promise.axhline(100, color="k", ls="-.", label="the most that can be delivered")
-    promise.set(title="Student, promise and delivery", xlabel="update", ylabel="discounted sum of (reward + 8) / 8")
+        axes.plot([row[1] for row in rows], [row[column] for row in rows], style, label=label, ms=4)
+    for who, colour in (("the data", "0.4"), ("the teacher", "C0")):
+        if who in run.table:
+            learner.axhline(np.mean(run.table[who]), color=colour, ls="--", label=who)
+    promise.axhline(100, color="k", ls="-.", label="the most possible")
 
     angle, speed = np.meshgrid(np.linspace(-math.pi, math.pi, 121), np.linspace(-8, 8, 121))
-    state = torch.from_numpy(np.stack([np.cos(angle), np.sin(angle), speed], -1).reshape(-1, 3).astype(np.float32))
+    grid = np.stack([np.cos(angle), np.sin(angle), speed], -1).reshape(-1, 3).astype(np.float32)
+    grid, data = torch.from_numpy(grid), torch.from_numpy(run.data.rows.copy())
+    torque = torch.linspace(-TORQUE, TORQUE, 81)[:, None]
     with torch.no_grad():
-        torque = TORQUE * student.model_action.fc_mu(student.model_action.fc_state(state)).tanh()
-        value = student.values(state, torque).amin(dim=0)
-    for axes, picture, title, unit, colours in ((policy, torque, "Student's policy", "torque at the mean (N m)", "coolwarm"),
-                                                (critic, value, "Student's critic", "value of that torque", "viridis")):
-        image = axes.pcolormesh(np.degrees(angle), speed, picture.reshape(angle.shape).numpy(), cmap=colours)
-        figure.colorbar(image, ax=axes, label=unit)
-        axes.set(title=title, xlabel="angle (degrees, 0 is upright)", ylabel="speed (rad/s)", xticks=range(-180, 181, 90))
-    legend.axis("off")
-    legend.legend(handles=[line for axes in (teacher, learner, promise) for line in axes.lines], loc="center", frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_whole(path, buffer.getvalue())
+        mean = TORQUE * student.model_action.fc_mu(student.model_action.fc_state(grid)).tanh()
+        value = least_value(student, grid, mean)
+        low, high = np.percentile(least_value(student, data[:, :3], data[:, 3:4]), [1, 99])
+        for axes, picture, label, style in (
+                (policy, mean, "torque at the policy's mean (N m)", {"cmap": "coolwarm"}),
+                (critic, value, "value of that torque", {"vmin": low, "vmax": high})):
+            image = axes.pcolormesh(np.degrees(angle), speed, picture.reshape(angle.shape), **style)
+            figure.colorbar(image, ax=axes, label=label)
+        policy.plot(data[:, 1].atan2(data[:, 0]).rad2deg(), data[:, 2], ",k", alpha=0.5)
+        for k, row in enumerate(data[[len(data) * quarter // 4 for quarter in (1, 2, 3)]]):
+            near = data[(data[:, :3] - row[:3]).abs().amax(dim=1) < 0.3, 3:4]
+            label = f"{row[1].atan2(row[0]).rad2deg():.0f} degrees, {row[2]:.1f} rad/s"
+            for u, style in ((torque, {"label": label}), (near, {"ls": "", "marker": "|"})):
+                slices.plot(u, least_value(student, row[:3].expand(len(u), 3), u), f"C{k}", **style)
+    for axes, title, x, y in (
+            (teacher, "Teacher, online", "epoch", "return of an episode"),
+            (learner, "Student, offline", "update", "return of an episode"),
+            (promise, "Promise and delivery", "update", "discounted sum of (reward + 8) / 8"),
+            (policy, "Student's policy; the data", "angle (degrees, 0 is up)", "speed (rad/s)"),
+            (critic, "Student's critic", "angle (degrees, 0 is up)", "speed (rad/s)"),
+            (slices, "Critic over all torques, | the data's", "torque (N m)", "value")):
+        axes.set(title=title, xlabel=x, ylabel=y)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    return figure
 
 
-def play(path, seed):
-    """Play one episode with a saved agent from the seed's start, print its return, write the animation beside the file."""
+def play(path, seed, run):
+    """Play an episode with a saved agent from the seed's start, print its return, and write the
+    animation to a new file beside the agent's."""
     agent, _ = load_agent(path)
     seed_everything(seed)
-    state, total, over, frames = env.reset(seed=seed), 0.0, False, []
-    os.environ |= {"PYGAME_HIDE_SUPPORT_PROMPT": "1", "SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}    # draw unseen
+    os.environ |= {"PYGAME_HIDE_SUPPORT_PROMPT": "1", "SDL_VIDEODRIVER": "dummy"}      # draw unseen
     image = optional("pygame", "no animation") and optional("PIL.Image", "no animation")
+    state, total, over, frames = env.reset(seed=seed), 0.0, False, []
     while not over:
+        run.rest()
         state, reward, over, _ = env.step([agent.get_action(state)])
         total += float(reward)
-        if image:
-            frames.append(image.fromarray(env.render()[::2, ::2]))
-    print(f"return {total:.1f}")
+        frames += [image.fromarray(env.render()[::2, ::2])] if image else []
+    say(f"return {total:.1f}")
     if frames:
-        buffer = io.BytesIO()
-        frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=50, loop=0)      # ms: a step is 0.05 s
-        write_whole(path.with_suffix(".gif"), buffer.getvalue())
-        print(f"animation: {path.with_suffix('.gif')}")
-
-
-def number(kind, least, advice):
-    """An argparse type: a finite number of a kind, at least or (for a float) above `least`."""
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (least <= value < math.inf) or kind is float and value == least:
-            raise argparse.ArgumentTypeError(f"{text!r}: {advice}")
-        return value
-    return parse
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message}\n")
+        frames[0].save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=frames[1:],
+                       duration=50, loop=0)                                     # a step is 50 ms
+        names = (path.with_name(f"{path.name}-{k}.gif") for k in itertools.count(1))
+        write_whole(file := next(name for name in names if not name.exists()), buffer.getvalue())
+        say(f"animation: {file}")
 
 
 def parse_options(argv):
-    parser = Parser(prog="cql_pendulum.py", allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter, description=
-                    "Train a SAC teacher on Pendulum-v1, freeze its transitions, train a student on them alone.")
-    count, path = number(int, 1, "give a whole number of at least 1"), pathlib.Path
-
-    def add(name, default, said, **more):
-        parser.add_argument(name, default=default, help=f"{said} (default: {more.pop('shown', default)})", **more)
-
-    add("--seed", 0, "of everything random", type=number(int, 0, "give a whole number of at least 0"))
-    add("--epochs", 100, "of the teacher, each one episode and 200 updates", type=count)
-    add("--steps", 50_000, "the student's updates", type=count)
-    add("--student", "cql", "sac: the same student without the penalty", choices=["cql", "sac"])
-    add("--weight", WEIGHT, "of CQL's penalty", type=number(float, 0, "give a number above 0; for no penalty, --student sac"))
-    add("--as-printed", None, f"restore the page's errata: {', '.join(ERRATA)}; no name: all", shown="none", nargs="*",
-        metavar="NAME")
-    add("--last", None, "show the student the last N episodes only", shown="all", type=count, metavar="N")
-    add("--first", None, "show the student the first N episodes only", shown="all", type=count, metavar="N")
-    add("--dataset", None, "train the student on this dataset.npz", shown="a new teacher's", type=path, metavar="FILE")
-    add("--out", None, "new folder for the results", shown="runs/ and a name that no run has", type=path, metavar="DIR")
-    add("--resume", None, "go on with the interrupted run in this folder", shown="a new run", type=path, metavar="DIR")
-    add("--play", None, "play an episode with a saved agent, write the animation", shown="train", type=path,
-        metavar="CHECKPOINT")
+    parser = argparse.ArgumentParser("cql_pendulum.py", usage=argparse.SUPPRESS, allow_abbrev=False)
+    add, path = parser.add_argument, pathlib.Path
+    add("--seed", default=0, type=int, help="of everything random (%(default)s)")
+    add("--epochs", default=100, type=int, help="of the teacher, 200 updates each (%(default)s)")
+    add("--steps", default=50_000, type=int, help="the student's updates (%(default)s)")
+    add("--student", default="cql", choices=["cql", "sac"], help="sac: no penalty (%(default)s)")
+    add("--weight", default=WEIGHT, type=float, help="of CQL's penalty (%(default)s)")
+    add("--as-printed", nargs="*", metavar="NAME", action="extend",
+        help=f"restore the page's errata: {', '.join(ERRATA)}; no name: all (none)")
+    add("--last", type=int, metavar="N", help="show the student the last N episodes only (all)")
+    add("--first", type=int, metavar="N", help="show the student the first N episodes only (all)")
+    add("--dataset", type=path, metavar="FILE", help="train on this dataset.npz (a teacher's)")
+    add("--plain", action="store_true", help="run each update as it is written, slower, with the "
+        "same numbers: the way to see prints, breakpoints and hooks in the losses act each time")
+    add("--out", type=path, metavar="DIR", help="new folder for the results (a new name in runs/)")
+    add("--resume", type=path, metavar="DIR", help="go on with the interrupted run in this folder")
+    add("--play", type=path, metavar="FILE", help="play an episode with a saved agent, animated")
     options = parser.parse_args(argv)
     given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
-    for name, beside in (("resume", {"resume"}), ("play", {"play", "seed"})):
-        if name in given and given - beside:
-            parser.error(f"--{name} has no use for --{min(given - beside).replace('_', '-')}; leave it out")
-    if options.first and options.last:
-        parser.error("--first and --last exclude each other; give one")
-    if not options.dataset and max(options.first or 0, options.last or 0) > options.epochs:
-        option = "first" if options.first else "last"
-        parser.error(f"--{option}: the teacher plays {options.epochs} episodes; give at most that")
+    for name, least, most in (("seed", 0, 2 ** 32 - 1), ("epochs", 1, 10 ** 6), ("steps", 1, 1e9),
+                              ("weight", 0, 1e6), ("last", 1, 10 ** 6), ("first", 1, 10 ** 6)):
+        if (value := getattr(options, name)) is not None and not least <= value <= most:
+            parser.error(f"--{name} {value}: give a number from {least} to {most}")
+    every = vars(options).keys()
+    for name, useless in (("resume", every - {"resume", "plain"}), ("first", {"last"}),
+                          ("play", every - {"play", "seed"}), ("dataset", {"epochs"}),
+                          ("student", {"weight"} if options.student == "sac" else set())):
+        if name in given and given & useless:
+            parser.error(f"--{name} has no use for --{min(given & useless)}; leave it out")
+    kept = min(options.epochs, CAPACITY // EPISODE)
+    if not options.dataset and (max(options.first or 0, options.last or 0) > kept
+                                or options.first and options.epochs > kept):
+        parser.error(f"--first, --last: {options.epochs} epochs leave the last {kept} episodes")
     try:
-        options.as_printed = sorted(check_errata(ERRATA if options.as_printed == [] else options.as_printed or ()))
-    except UserError as error:
-        parser.error(f"--{error}")
+        names = ERRATA if options.as_printed == [] else options.as_printed or ()
+        options.as_printed = sorted(check_errata(names))
+    except ValueError as error:
+        parser.error(f"--as-printed: {error}")
     return options
 
 
-def new_folder(options):
-    """Make the run's folder; raises UserError when it cannot be made, or has something in it already."""
-    free = (pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}") for k in itertools.count(1))
-    out = options.out or next(name for name in free if not name.exists())
-    try:
-        out.mkdir(parents=True, exist_ok=bool(options.out))
-        if any(out.iterdir()):
-            raise UserError(f"--out {out}: has files in it; choose a new folder, or go on with the run there: --resume {out}")
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be a new folder ({error.strerror}); choose another") from None
-    return out
+def begin(options, argv, run):
+    """Make and take the run's folder and write its config.json; UserError where that cannot be."""
+    stem = f"{options.student}-seed{options.seed}"
+    free = (pathlib.Path("runs", f"{stem}-{k}") for k in itertools.count(1))
+    for out in [options.out] if options.out else free:
+        try:
+            out.mkdir(parents=True, exist_ok=bool(options.out))
+            break
+        except OSError as error:
+            if options.out or not isinstance(error, FileExistsError):
+                raise UserError(f"--out {out}: {error.strerror}; give a new folder") from None
+    run.take(out)
+    if any(out.iterdir()):
+        more = f", or go on with the run there: {go_on(out)}" * (out / "checkpoint.pt").exists()
+        raise UserError(f"--out {out}: has files in it; give a new folder{more}")
+    run.argv, run.seed = argv, options.seed
+    versions = {x.__name__: x.__version__ for x in (gym, np, torch)} | {"python": sys.version}
+    config = {"options": vars(options), "versions": versions, "program": PROGRAM}
+    write_whole(out / "config.json", json.dumps(config, indent=2, default=str).encode())
 
 
 def work(options, argv, run):
     """The main job, or what is left of it: teacher, dataset, student, table, picture."""
-    saved = None
+    agent, data, plain, threads = None, None, options.plain, torch.get_num_threads()
     if options.resume:
-        run.out = out = options.resume
-        agent, saved = load_agent(out / "checkpoint.pt")
-        with reading(out / "checkpoint.pt", "a checkpoint.pt"):
-            argv = saved["argv"]
-            options = parse_options(argv)
-    else:
-        if options.dataset:
-            data = load_dataset(options.dataset, options.as_printed).keep(options.first, options.last).freeze()
-        out = new_folder(options)
-        versions = {"python": platform.python_version()} | {module.__name__: module.__version__ for module in (gym, np, torch)}
-        config = {"options": vars(options), "argv": argv, "versions": versions, "seed": options.seed}
-        write_whole(out / "config.json", json.dumps(config, indent=2, default=str).encode())
-    run.out, run.seed, run.argv = out, options.seed, argv
+        run.take(options.resume if options.resume.is_dir() else options.resume.parent)
+        agent, saved = load_agent(run.out / "checkpoint.pt")
+        with reading(run.out / "checkpoint.pt"):
+            rows, options = run.restore(saved), parse_options(run.argv)
+            data = Data(options.as_printed)
+            data.rows = rows
+    elif options.dataset:
+        data = keep(load_dataset(options.dataset, options.as_printed), options.first, options.last)
+    if run.stage == "start":
+        begin(options, argv, run)
 
-    if options.dataset:
-        teacher = None
-    elif saved and saved["stage"] == "student":
-        teacher, _ = load_agent(out / "teacher.pt")
-    else:
-        seed_everything(options.seed)
-        teacher, data = SAC(options.as_printed), Data(options.as_printed)
-        if saved:
-            teacher, saved = agent, run.restore(saved, data)
-        train_teacher(teacher, data, options.epochs, run)
-        save_agent(out / "teacher.pt", teacher)
-        data.keep(options.first, options.last).freeze()
+    def trainer(agent):
+        torch.set_num_threads(threads if isinstance(agent, CQL) else 1)     # 64 rows: as fast
+        return agent.train if plain or options.plain else accelerate(agent)
 
-    if saved:
-        student, data = agent, load_dataset(out / "dataset.npz", options.as_printed)
-        run.restore(saved)
-    else:
-        save_dataset(data, out / "dataset.npz")
-        seed_everything(options.seed)
-        student = CQL(options.as_printed, options.weight) if options.student == "cql" else SAC(options.as_printed)
-    train_student(student, data, options.steps, run)
-    save_agent(out / "student.pt", student)
-    draw_curves(run, report(run, data, teacher, student), student, out / "curves.png")
-    say(f"all files: {out}")
+    if run.stage != "student" and not options.dataset:
+        if not agent:
+            seed_everything(run.seed)
+            agent, data = SAC(options.as_printed), Data(options.as_printed)
+        train_teacher(agent, data, options.epochs, run, trainer(agent))
+        save_agent(run.out / "teacher.pt", agent)
+        run.table["the teacher"] = evaluate(agent, run.starts(1, 100))[0].tolist()
+        data, agent = keep(data, options.first, options.last), None
+    if not agent:
+        save_dataset(data, run.out / "dataset.npz")
+        run.table = {"the data": [float(x[:, 4].sum()) for x in episodes(data)]} | run.table
+        seed_everything(run.seed)
+        cql = options.student == "cql"
+        agent = CQL(options.as_printed, options.weight) if cql else SAC(options.as_printed)
+    train_student(agent, data.freeze(), options.steps, run, trainer(agent))
+    save_agent(run.out / "student.pt", agent)
+    run.table["the student"] = evaluate(agent, run.starts(1, 100))[0].tolist()
+    report(run)
+    run.rest()
+    if figure := draw_curves(run, agent):
+        figure.savefig(buffer := io.BytesIO(), format="png")
+        write_whole(run.out / "curves.png", buffer.getvalue())
+    say(f"all files: {run.out}")
+
+
+def settle_process():
+    """What an update's speed rests on, for the whole process. OMP_NUM_THREADS, where set, wins."""
+    torch.empty(30 << 18)            # freed once: glibc keeps 30 MB, and no page is faulted in anew
+    torch.set_flush_denormal(True)   # Adam's averages of dead units end below 1e-38: twice the time
+    with contextlib.suppress(OSError, ValueError):       # a container's quota (cgroup 2), or "max"
+        quota, period = map(int, pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, min(torch.get_num_threads(), quota // period)))
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    options = parse_options(argv)
-    try:
-        with Run() as run:
-            play(options.play, options.seed) if options.play else work(options, argv, run)
-    except UserError as error:
-        print(f"cql_pendulum.py: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print(stop.args[1], file=sys.stderr)
-        return 128 + stop.args[0]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:                                          # closed
+            setattr(sys, name, open(os.devnull, "w"))
+        with contextlib.suppress(AttributeError):                               # a notebook's
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+    settle_process()
+    with Run() as run:
+        options = parse_options(argv)
+        try:
+            play(options.play, options.seed, run) if options.play else work(options, argv, run)
+        except UserError as error:
+            say(f"cql_pendulum.py: {error}", "stderr")
+            return 2
     return 0
 
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["gym==0.26.2", "gym-notices==0.0.8", "numpy==2.4.6", "torch==2.13.0",
+#                 "tqdm==4.70.1", "matplotlib==3.11.2", "pygame-ce==2.5.8", "pillow==13.0.0"]
+# ///
 if __name__ == "__main__":
     sys.exit(main())
