@@ -17,7 +17,7 @@ import signal
 if __name__ == "__main__" and os.name == "posix":          # Ctrl-C waits until main can answer it
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 if "OMP_WAIT_POLICY" not in os.environ:                    # idle threads spin shortly, not 5 ms
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")        # (tests/benchmark.py --busy)
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")        # (tests/benchmark.py: busy)
 
 import gym  # noqa: E402
 import numpy as np  # noqa: E402
@@ -341,6 +341,7 @@ import io
 import itertools
 import json
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -353,7 +354,8 @@ COLUMNS = {"observations": 3, "actions": 1, "rewards": 0, "next_observations": 3
            "terminals": 0, "timeouts": 0}
 LEAST = np.float32([-1, -1, -8, -2, -16.3, -1, -1, -8, 0, 0])         # of the rows of any Pendulum
 MOST = np.float32([1, 1, 8, 2, 0, 1, 1, 8, 1, 1])
-PROGRAM = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
+SOURCE = pathlib.Path(__file__).read_text(encoding="utf-8")
+PROGRAM = hashlib.sha256(SOURCE.encode()).hexdigest()
 
 
 class UserError(ValueError):
@@ -883,6 +885,11 @@ def begin(options, argv, run):
         raise UserError(f"--out {out}: has files in it; give a new folder{more}")
     run.argv, run.seed = argv, options.seed
     versions = {x.__name__: x.__version__ for x in (gym, np, torch)} | {"python": sys.version}
+    pinned = dict(re.findall(r'"([a-z]+)==([0-9.]+)"', SOURCE))
+    other = [f"{k} {v} (tested: {pinned[k]})" for k, v in versions.items()
+             if k in pinned and v.split("+")[0] != pinned[k]]
+    if other:
+        say(f"note: {', '.join(other)}; the numbers may differ from README's", "stderr")
     config = {"options": vars(options), "versions": versions, "program": PROGRAM}
     write_whole(out / "config.json", json.dumps(config, indent=2, default=str).encode())
 
@@ -953,8 +960,10 @@ def main(argv=None):
         options = parse_options(argv)
         try:
             play(options.play, options.seed, run) if options.play else work(options, argv, run)
-        except UserError as error:
-            say(f"cql_pendulum.py: {error}", "stderr")
+        except (UserError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            say(f"cql_pendulum.py: {str(error) or 'out of memory'}".splitlines()[0], "stderr")
             return 2
     return 0
 
