@@ -434,6 +434,8 @@ def record(agent, batch):
         method, learning = getattr(agent, name), []
         with torch.no_grad(), torch.jit.optimized_execution(False):
             traced = torch.jit.trace(make_fx(gradients)(*inputs), inputs, check_trace=False)
+        for tidy in ("constant_propagation", "peephole", "cse", "dce"):         # a tenth less time
+            getattr(torch._C, f"_jit_pass_{tidy}")(traced.graph)
         records[name] = functools.partial(replay, learning, traced)
         for p in parameters:
             p.grad = None
@@ -674,9 +676,10 @@ class Run:
 
     def take(self, out):
         """Make a folder the run's own while it lives; UserError where another process has it."""
+        self.out = out
         try:
             import fcntl
-            self.out, self.lock = out, os.open(out, os.O_RDONLY)
+            self.lock = os.open(out, os.O_RDONLY)
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:                                              # Windows has no such lock
             pass
@@ -898,7 +901,8 @@ def work(options, argv, run):
     """The main job, or what is left of it: teacher, dataset, student, table, picture."""
     agent, data, plain, threads = None, None, options.plain, torch.get_num_threads()
     if options.resume:
-        run.take(options.resume if options.resume.is_dir() else options.resume.parent)
+        file = options.resume.name == "checkpoint.pt"
+        run.take(options.resume.parent if file else options.resume)
         agent, saved = load_agent(run.out / "checkpoint.pt")
         with reading(run.out / "checkpoint.pt"):
             rows, options = run.restore(saved), parse_options(run.argv)

@@ -1,4 +1,6 @@
 """The environment, the dataset, and the page's own loops on them."""
+import copy
+import pickle
 import re
 
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 import torch
 
 import cql_pendulum
-from cql_pendulum import CQL, SAC, Data, MyWrapper, env
+from cql_pendulum import CQL, SAC, Data, MyWrapper, UserError, env, episodes, keep
 
 PAGE_LOOPS = '''
 teacher = SAC()
@@ -55,7 +57,9 @@ def filled(episodes=1, **options):
 def test_the_pages_loops_run_unchanged(capsys):
     """The page's text with its three counts cut down: 100 epochs, 200 updates, 50,000 updates."""
     fewer = {"100": 2, "200": 3, "50000": 4}
-    loops = re.sub(r"range\((100|200|50000)\)", lambda match: f"range({fewer[match[1]]})", PAGE_LOOPS)
+    loops, found = re.subn(r"range\((100|200|50000)\)", lambda match: f"range({fewer[match[1]]})",
+                           PAGE_LOOPS)
+    assert found == 3
     scope = {}
     exec("from cql_pendulum import *", scope)
     exec(loops, scope)
@@ -75,12 +79,13 @@ def test_wrapper_gives_the_pages_four_values_and_ends_after_200_steps():
         state, reward, done, info = wrapper.step([1.5])
         assert done == info["timeout"] == (k == 199)
         angle = np.arctan2(before[1], before[0])
-        assert reward == pytest.approx(-(angle ** 2 + 0.1 * before[2] ** 2 + 0.001 * 1.5 ** 2), abs=1e-4)
+        cost = angle ** 2 + 0.1 * before[2] ** 2 + 0.001 * 1.5 ** 2
+        assert reward == pytest.approx(-cost, abs=1e-4)
 
 
-def test_datas_is_the_pages_list():
+def test_datas_has_the_pages_rows():
     data = filled(1)
-    assert len(data.datas) == 200
+    assert isinstance(data.datas, tuple) and len(data.datas) == 200
     state, action, reward, next_state, over = data.datas[-1]
     assert state.shape == next_state.shape == (3,)
     assert (action, over) == (0.0, False) and reward < 0
@@ -94,7 +99,8 @@ def test_sample_has_the_pages_shapes_and_no_row_twice():
         sample = data.get_sample()
         assert [tuple(x.shape) for x in sample] == [(64, 3), (64, 1), (64, 1), (64, 3), (64, 1)]
         assert [x.dtype for x in sample] == [torch.float32] * 4 + [torch.int64]
-        assert len({tuple(row.tolist()) for row in torch.cat(sample[:1] + sample[3:4], dim=1)}) == 64
+        states = torch.cat([sample[0], sample[3]], dim=1)
+        assert len({tuple(row.tolist()) for row in states}) == 64
 
 
 def test_sample_draws_every_row_equally_often_and_keeps_rows_together():
@@ -104,9 +110,10 @@ def test_sample_draws_every_row_equally_often_and_keeps_rows_together():
     for _ in range(2000):
         state, action, reward, next_state, over = data.get_sample()
         counts[action.flatten().long()] += 1
-    rows = torch.from_numpy(data.rows)[action.flatten().long()]
-    assert torch.equal(rows[:, :9], torch.cat([state, action, reward, next_state, over], dim=1))
-    expected, spread = 2000 * 64 / 200, (2000 * 64 / 200 * (1 - 64 / 200)) ** 0.5
+    drawn = torch.cat([state, action, reward, next_state, over], dim=1)
+    assert torch.equal(torch.from_numpy(data.rows)[action.flatten().long()][:, :9], drawn)
+    expected = 2000 * 64 / 200
+    spread = (expected * (1 - 64 / 200)) ** 0.5
     assert ((counts - expected).abs() < 5 * spread).all()
 
 
@@ -124,36 +131,93 @@ def test_a_terminal_state_is_over_either_way():
         assert data.get_sample()[4].sum() == 64
 
 
-def test_oldest_rows_are_dropped_first(monkeypatch):
-    monkeypatch.setattr(cql_pendulum, "CAPACITY", 500)
-    data = filled(4)
-    assert len(data.rows) == 500
-    assert data.rows[:, 3].tolist() == [0.5] * 100 + [1.0] * 200 + [1.5] * 200
+def test_at_most_100_000_rows_are_kept_and_the_oldest_go_first():
+    data = Data()
+    data.rows = np.zeros([99_900, 10], np.float32)
+    data.rows[:, 3] = np.arange(99_900) + 10
+    data.update_data(Constant(0.5))
+    assert len(data.rows) == 100_000
+    assert data.rows[:, 3].tolist() == [*range(110, 99_910), *[0.5] * 200]
 
 
 def test_too_few_rows_is_an_error():
     data = filled(1)
     data.rows = data.rows[:63]
-    with pytest.raises(ValueError, match="64 different rows, and this dataset has 63"):
+    with pytest.raises(ValueError):
         data.get_sample()
     data.rows = filled(1).rows[:64]
     data.get_sample()
 
 
+def test_episodes_end_at_the_time_limit_and_at_terminal_states():
+    data = filled(2)
+    assert [len(rows) for rows in episodes(data)] == [200, 200]
+    data.rows[49, 8] = 1
+    assert [len(rows) for rows in episodes(data)] == [50, 150, 200]
+    data.rows = data.rows[:220]                               # the last episode has no end
+    assert [len(rows) for rows in episodes(data)] == [50, 150, 20]
+    np.testing.assert_array_equal(np.concatenate(episodes(data)), data.rows)
+
+
 def test_first_and_last_episodes():
-    assert set(filled(3).keep(first=2).rows[:, 3]) == {0.0, 0.5}
-    assert set(filled(3).keep(last=1).rows[:, 3]) == {1.0}
-    assert len(filled(3).keep().rows) == 600
-    with pytest.raises(cql_pendulum.UserError, match="--last 4: the data has 3 episodes"):
-        filled(3).keep(last=4)
+    data = filled(3)
+    for limits, torques in (({"first": 2}, [0.0, 0.5]), ({"last": 1}, [1.0]),
+                            ({"first": 3}, [0.0, 0.5, 1.0]), ({"last": 3}, [0.0, 0.5, 1.0]),
+                            ({}, [0.0, 0.5, 1.0])):
+        kept = keep(data, **limits)
+        assert kept.rows[:, 3].tolist() == [torque for torque in torques for _ in range(200)]
+        assert kept.frozen
+    for limits in ({"first": 4}, {"last": 4}):
+        with pytest.raises(UserError, match="the data has 3 episodes"):
+            keep(data, **limits)
+    assert not data.frozen and len(data.rows) == 600
 
 
-def test_frozen_data_cannot_change():
-    data = filled(1).freeze()
+def test_keeping_some_episodes_keeps_the_errata():
+    assert keep(filled(1, as_printed={"timeout"})).as_printed == {"timeout"}
+
+
+def is_frozen(data):
     with pytest.raises(RuntimeError, match="frozen"):
         data.update_data(Constant(0))
     with pytest.raises(ValueError, match="read-only"):
         data.rows[0] = 0
+    with pytest.raises(ValueError):
+        data.rows.flags.writeable = True
+    return data.frozen and not data.rows.flags.owndata
+
+
+def test_frozen_data_cannot_change():
+    data = filled(2)
+    rows, before = data.rows, data.rows.tobytes()
+    assert data.freeze() is data and is_frozen(data)
+    rows[:] = 0                                               # the old array is not the dataset's
+    data.datas[0][0][:] = 0
+    assert data.rows.tobytes() == before
+    for kept in (keep(data), keep(data, last=1), keep(data, first=1)):
+        assert is_frozen(kept)
+    assert is_frozen(data) and data.rows.tobytes() == before
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy,
+                                    lambda data: pickle.loads(pickle.dumps(data))])
+def test_a_copy_is_frozen_as_its_original_is(copied):
+    data = filled(1)
+    free = copied(data)
+    free.update_data(Constant(0))
+    assert len(free.rows) == 400 and len(data.rows) == 200
+    frozen = copied(data.freeze())
+    assert is_frozen(frozen) and frozen.rows.tobytes() == data.rows.tobytes()
+
+
+def test_the_pages_list_methods_fail_loudly():
+    data = filled(1)
+    with pytest.raises(AttributeError):
+        data.datas.pop(0)
+    with pytest.raises(AttributeError):
+        data.datas.append(data.datas[0])
+    with pytest.raises(AttributeError):
+        data.datas = []
 
 
 @pytest.mark.parametrize("make", [CQL, SAC])
@@ -165,7 +229,7 @@ def test_offline_training_leaves_every_byte_of_the_data(make):
         batch = data.get_sample()
         student.train(*batch)
         for x in batch:
-            x.zero_()                                        # even a caller that writes into its batch
+            x.zero_()                           # even a caller that writes into its batch
     assert data.rows.tobytes() == before
 
 
@@ -184,29 +248,43 @@ def test_same_seed_same_updates():
 
 def test_a_torque_for_any_sequence_of_three():
     agent = SAC()
-    for state in ([1, 0, 0], (1.0, 0.0, -8.0), np.array([1.0, 0, 0]), torch.tensor([0.0, 1.0, 8.0])):
+    for state in ([1, 0, 0], (1.0, 0.0, -8.0), np.array([1.0, 0, 0]), torch.tensor([0.0, 1.0, 8])):
         torque = agent.get_action(state)
         assert isinstance(torque, float) and -2 <= torque <= 2
 
 
 @pytest.mark.parametrize("state", [
-    [1, 0], [1, 0, 0, 0], [1, 0, float("nan")], [1, 0, float("inf")], "abc", "1 2", None, [[1], [2, 3]],
+    [1, 0], [1, 0, 0, 0], [1, 0, float("nan")], [1, 0, float("inf")], "abc", "1 2", None,
+    [[1], [2, 3]],
 ])
 def test_anything_else_is_an_error(state):
-    with pytest.raises(ValueError, match="three finite numbers"):
+    with pytest.raises(ValueError):
         SAC().get_action(state)
 
 
-@pytest.mark.parametrize("k, shape", [(0, (64, 2)), (1, (64,)), (2, (63, 1)), (3, (64, 4)), (4, (64,))])
+def not_a_number(x):
+    return torch.where(torch.arange(len(x))[:, None] == 5, torch.nan, x)
+
+
 @pytest.mark.parametrize("make", [SAC, CQL])
-def test_a_batch_of_other_shapes_changes_nothing(make, k, shape):
-    agent = make()
-    before = [p.clone() for p in agent.model_action.parameters()]
-    batch = list(filled(1).get_sample())
-    batch[k] = torch.zeros(shape)
-    with pytest.raises(ValueError, match=r"state \[b, 3\], action \[b, 1\]"):
-        agent.train(*batch)
-    assert all(torch.equal(old, new) for old, new in zip(before, agent.model_action.parameters()))
+@pytest.mark.parametrize("wrong, error", [
+    *((lambda batch, k=k: {k: torch.zeros(64, (4, 2, 2, 2, 3)[k])}, ValueError) for k in range(5)),
+    *((lambda batch, k=k: {k: not_a_number(batch[k])}, ValueError) for k in range(4)),
+    (lambda batch: {2: torch.full([64, 1], torch.inf)}, ValueError),
+    (lambda batch: {k: x[:0] for k, x in enumerate(batch)}, ValueError),
+    *((lambda batch, k=k: {k: batch[k][:63]}, RuntimeError) for k in range(5)),
+    (lambda batch: {4: batch[4][:, 0]}, RuntimeError),
+])
+def test_a_wrong_batch_changes_nothing(make, wrong, error):
+    agent, batch = make(), dict(enumerate(filled(1).get_sample()))
+    before = copy.deepcopy(vars(agent))
+    with pytest.raises(error):
+        agent.train(*(batch | wrong([*batch.values()])).values())
+    assert torch.equal(agent.alpha, before["alpha"])
+    for name, old in before.items():
+        if isinstance(old, torch.nn.Module):
+            assert all(map(torch.equal, old.parameters(), getattr(agent, name).parameters()))
+    assert not agent.optimizer_value.state and not agent.optimizer_action.state
 
 
 def test_promise_and_delivery_by_hand():
@@ -227,15 +305,21 @@ def test_promise_and_delivery_by_hand():
         scaled = [(reward + 8) / 8 for reward in rewards]
         tail = 0.99 ** 200 / 0.01 * sum(scaled[-20:]) / 20
         assert returns[k] == pytest.approx(sum(rewards), abs=1e-2)
-        assert delivered[k] == pytest.approx(sum(0.99 ** t * r for t, r in enumerate(scaled)) + tail, abs=1e-2)
+        expected = sum(0.99 ** t * r for t, r in enumerate(scaled)) + tail
+        assert delivered[k] == pytest.approx(expected, abs=1e-2)
         values = agent.model_value1(*first).item(), agent.model_value2(*first).item()
         assert promised[k] == pytest.approx(min(values), abs=1e-5)
 
 
 def test_a_test_is_the_same_every_time_and_leaves_training_alone():
-    agent = SAC()
-    state = torch.get_rng_state()
-    once, again = cql_pendulum.evaluate(agent, [1, 2, 3]), cql_pendulum.evaluate(agent, [1, 2, 3])
-    assert torch.equal(torch.get_rng_state(), state)
-    for a, b in zip(once, again):
-        np.testing.assert_array_equal(a, b)
+    """Whatever torch's random state is before."""
+    agent, results = SAC(), []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        results.append(cql_pendulum.evaluate(agent, [1, 2, 3]))
+        assert torch.equal(torch.get_rng_state(), before)
+    for once, again in zip(*results):
+        np.testing.assert_array_equal(once, again)
+    other = cql_pendulum.evaluate(agent, [4, 5, 6])
+    assert all((once != again).all() for once, again in zip(results[0], other))
