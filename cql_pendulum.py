@@ -946,10 +946,24 @@ def settle_process():
     """What an update's speed rests on, for the whole process. OMP_NUM_THREADS, where set, wins."""
     torch.empty(30 << 18)            # freed once: glibc keeps 30 MB, and no page is faulted in anew
     torch.set_flush_denormal(True)   # Adam's averages of dead units end below 1e-38: twice the time
-    with contextlib.suppress(OSError, ValueError):       # a container's quota (cgroup 2), or "max"
-        quota, period = map(int, pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split())
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, min(torch.get_num_threads(), quota // period)))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, int(min(torch.get_num_threads(), granted_processors()))))
+
+
+def granted_processors(groups="/proc/self/cgroup", top="/sys/fs/cgroup"):
+    """How many processors the process's control groups (Linux, version 1 or 2) grant it."""
+    least = math.inf
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path(groups).read_text().splitlines():
+            _, kinds, group = line.split(":", 2)
+            inner = pathlib.Path(top, "cpu" if "cpu" in kinds.split(",") else "", group[1:])
+            for folder in (inner, *inner.parents):
+                for names in ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"):
+                    with contextlib.suppress(OSError, ValueError):      # "max" and -1: no limit
+                        limit = " ".join((folder / name).read_text() for name in names)
+                        quota, period = map(int, limit.split())
+                        least = min(least, quota / period if quota > 0 else least)
+    return least
 
 
 def main(argv=None):
