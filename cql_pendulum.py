@@ -355,6 +355,7 @@ COLUMNS = {"observations": 3, "actions": 1, "rewards": 0, "next_observations": 3
 LEAST = np.float32([-1, -1, -8, -2, -16.3, -1, -1, -8, 0, 0])         # of the rows of any Pendulum
 MOST = np.float32([1, 1, 8, 2, 0, 1, 1, 8, 1, 1])
 SOURCE = pathlib.Path(__file__).read_text(encoding="utf-8")
+LARGEST = 1 << 30                # bytes of a file that is read, packed or unpacked
 PROGRAM = hashlib.sha256(SOURCE.encode()).hexdigest()
 
 
@@ -544,16 +545,11 @@ def write_whole(path, content):
 
 @contextlib.contextmanager
 def reading(path):
-    """A zip file's bytes, if its checksums are right (torch.load does not look) and it is no bomb.
-    Whatever goes wrong with them is a UserError: zips, pickles and arrays share no class."""
+    """The bytes of a file. Whatever goes wrong while they are used becomes a UserError: damaged
+    zips, pickles and arrays share no class of errors."""
     try:
         with open(path, "rb") as file:
-            content = io.BytesIO(file.read(1 << 30))
-        with zipfile.ZipFile(content) as file:
-            if sum(member.file_size for member in file.infolist()) > 1 << 30 or file.testzip():
-                raise UserError("damaged, or larger than a gigabyte")
-        content.seek(0)
-        yield content
+            yield file.read(LARGEST)
     except Exception as error:
         why = error if isinstance(error, UserError) else getattr(error, "strerror", None)
         why = why or f"damaged, or not what a run leaves ({error!r:.90})"
@@ -572,7 +568,10 @@ def load_dataset(path, as_printed=()):
     """A frozen Data from an npz file with D4RL's names; UserError for any other file, and for
     numbers that Pendulum never gives."""
     data = Data(as_printed)
-    with reading(path) as content, np.load(content, allow_pickle=False) as file:
+    with reading(path) as content, zipfile.ZipFile(zipped := io.BytesIO(content)) as members:
+        if sum(member.file_size for member in members.infolist()) > LARGEST:
+            raise UserError("unpacks to more than a gigabyte")
+        file = np.load(zipped, allow_pickle=False)
         if missing := COLUMNS.keys() - set(file.files):
             raise UserError(f"lacks {', '.join(sorted(missing))} of {', '.join(COLUMNS)}")
         n = file["rewards"].size
@@ -613,16 +612,18 @@ def save_agent(path, agent, **more):
     buffer = io.BytesIO()
     torch.save({"class": type(agent).__name__, "as_printed": sorted(agent.as_printed),
                 "parts": parts(agent), **more}, buffer)
-    write_whole(path, buffer.getvalue())
+    plain = buffer.getvalue()                                # a zip file, its comment of length 0
+    write_whole(path, plain[:-2] + b"@\0" + hashlib.sha256(plain).hexdigest().encode())
 
 
 def load_agent(path):
-    """The agent in a .pt file, and the file's whole content; UserError for any other file. Runs no
-    code from it, so a subclass of SAC must be defined already."""
+    """The agent in a .pt file, and the file's whole content; UserError for any file that save_agent
+    did not write. Runs no code from it, so a subclass of SAC must be defined already."""
     with reading(path) as content, warnings.catch_warnings(action="ignore"):
-        saved, classes = torch.load(content, weights_only=True), [SAC]
-        if "parts" not in saved:
-            raise UserError("has no agent of this version of cql_pendulum.py; train again")
+        plain = content[:-66] + b"\0\0"
+        if hashlib.sha256(plain).hexdigest().encode() != content[-64:]:
+            raise UserError("damaged, or written by something else than this cql_pendulum.py")
+        saved, classes = torch.load(io.BytesIO(plain), weights_only=True), [SAC]
         for cls in classes:
             classes += cls.__subclasses__()
         if saved["class"] not in (known := {cls.__name__: cls for cls in classes}):
@@ -857,8 +858,8 @@ def parse_options(argv):
     for name, useless in (("resume", every - {"resume", "plain"}), ("first", {"last"}),
                           ("play", every - {"play", "seed"}), ("dataset", {"epochs"}),
                           ("student", {"weight"} if options.student == "sac" else set())):
-        if name in given and given & useless:
-            parser.error(f"--{name} has no use for --{min(given & useless)}; leave it out")
+        if name in given and (wrong := given & useless):
+            parser.error(f"--{name} has no use for --{min(wrong).replace('_', '-')}; leave it out")
     kept = min(options.epochs, CAPACITY // EPISODE)
     if not options.dataset and (max(options.first or 0, options.last or 0) > kept
                                 or options.first and options.epochs > kept):
@@ -936,9 +937,12 @@ def work(options, argv, run):
     run.table["the student"] = evaluate(agent, run.starts(1, 100))[0].tolist()
     report(run)
     run.rest()
-    if figure := draw_curves(run, agent):
-        figure.savefig(buffer := io.BytesIO(), format="png")
-        write_whole(run.out / "curves.png", buffer.getvalue())
+    try:
+        if figure := draw_curves(run, agent):
+            figure.savefig(buffer := io.BytesIO(), format="png")
+            write_whole(run.out / "curves.png", buffer.getvalue())
+    except Exception as error:                                      # fonts, TeX, a matplotlibrc
+        say(f"note: no curves.png ({error!r:.90})", "stderr")
     say(f"all files: {run.out}")
 
 
