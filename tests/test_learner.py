@@ -468,7 +468,7 @@ class FrozenCritic(SAC):
 @pytest.mark.parametrize("make, notes", [
     (LayerNormSAC, 1), (BatchNorm, 1), (Dropout, 0), (DefaultAdam, 0), (Scheduled, 0),
     (Clipped, 0), (Replaced, 0), (FrozenCritic, 0), (Annealed, 1), (KeepsLoss, 1),
-    (CountsCalls, 0)])
+    (CountsCalls, 1)])
 def test_an_edited_class_accelerates_or_says_so(make, notes, capsys):
     """torch 2.13's recorder knows no normalizations: these run plain."""
     accelerated_is_plain(make, capsys, notes)
@@ -493,9 +493,26 @@ def another_learning_rate(agent, k):
     agent.optimizer_value.param_groups[0]["lr"] = 1e-3 / (1 + k)
 
 
+class Scaled(SAC):
+    factor = 1.0
+
+    def _get_loss_value(self, *inputs):
+        return self.factor * super()._get_loss_value(*inputs)
+
+
+def covered_class_attribute(agent, k):
+    if k == 4:
+        agent.factor = 0.5
+
+
+def another_method(agent, k):
+    if k == 4:
+        agent._get_loss_value = lambda *inputs: 2 * SAC._get_loss_value(agent, *inputs)
+
+
 @pytest.mark.parametrize("make, between", [
     (CQL, annealed_weight), (SAC, another_critic), (SAC, other_errata),
-    (SAC, another_learning_rate)])
+    (SAC, another_learning_rate), (Scaled, covered_class_attribute), (SAC, another_method)])
 def test_a_change_half_way_acts_at_once(make, between, capsys):
     fast = accelerated_is_plain(make, capsys, between=between)
     untouched, _ = run(make, plainly)
