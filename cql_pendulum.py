@@ -340,6 +340,7 @@ import importlib
 import io
 import itertools
 import json
+import operator
 import pathlib
 import re
 import shlex
@@ -371,16 +372,12 @@ def accelerate(agent):
     is recorded. Where that cannot be, updates run plain after a line of notice; so they do, without
     one, for batches of another size and once an attribute of the agent (weight, a network) is
     another object. After a change inside a network call accelerate again."""
-    records, known = None, []
+    records = None
 
     def train(*batch):
-        nonlocal records, known
-        now = [*vars(agent).values(), *(x.shape for x in batch), *(x.dtype for x in batch)]
-        if records is None:
-            records, known = checked_records(agent, batch), now
-        same = len(now) == len(known) and all(a is b or type(a) is torch.Size and a == b
-                                              for a, b in zip(now, known))
-        vars(agent).update(records if same else {})
+        nonlocal records
+        records = checked_records(agent, batch) if records is None else records
+        vars(agent).update(records)
         try:
             agent.train(*batch)
         finally:
@@ -392,21 +389,24 @@ def accelerate(agent):
 
 def checked_records(agent, batch):
     """record(agent, batch), if three updates of two copies show that it changes no bit, else {}."""
-    drawn, records = random.getstate(), {}
+    drawn, records = (random.getstate(), np.random.get_state()), {}
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             plain, fast = copy.deepcopy(agent), copy.deepcopy(agent)
+            before = [*vars(plain).values()]
             vars(fast).update(record(fast, batch))
             for copied in (plain, fast):
                 torch.manual_seed(0)
                 for _ in range(3):
                     copied.train(*batch)
+            if [*map(id, before)] != [*map(id, vars(plain).values())]:
+                raise ValueError("they change an attribute of the agent")
             if not all(map(torch.equal, tensors(parts(plain)), tensors(parts(fast)))):
                 raise ValueError("replayed, they give other numbers")
             records = record(agent, batch)
     except Exception as error:
         say(f"note: updates cannot be recorded and run plain, slower ({error!r:.90})", "stderr")
-    random.setstate(drawn)
+    random.setstate(drawn[0]), np.random.set_state(drawn[1])
     return records
 
 
@@ -415,32 +415,38 @@ def record(agent, batch):
     autograd's among them (make_fx), replayed by TorchScript without Python."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    def gradients(*inputs):
-        for p in parameters:
-            p.grad = None
-        with torch.enable_grad():
-            method(*inputs)
-        learning[:] = [p for p in parameters if p.grad is not None]
-        return tuple(p.grad for p in learning)
+    def one(method, inputs):
+        optimizers = [x for x in vars(agent).values() if isinstance(x, torch.optim.Optimizer)]
+        parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+        attributes, sizes = [*vars(agent).values()], [(x.shape, x.dtype) for x in inputs]
 
-    def replay(learning, traced, *inputs):
+        def gradients(*inputs):
+            for p in parameters:
+                p.grad = None
+            with torch.enable_grad():
+                method(*inputs)
+            learning[:] = [p for p in parameters if p.grad is not None]
+            return tuple(p.grad for p in learning)
+
+        def replay(*inputs):
+            same = map(operator.is_, attributes, vars(agent).values())    # the records come after
+            if [(x.shape, x.dtype) for x in inputs] != sizes or not all(same):
+                return method(*inputs)
+            with torch.no_grad(), torch.jit.optimized_execution(False):
+                for p, gradient in zip(learning, traced(*inputs)):
+                    p.grad = gradient
+
+        learning = []
         with torch.no_grad(), torch.jit.optimized_execution(False):     # optimised, bits may differ
-            for p, gradient in zip(learning, traced(*inputs)):
-                p.grad = gradient
-
-    optimizers = [part for part in vars(agent).values() if isinstance(part, torch.optim.Optimizer)]
-    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-    records = {}
-    for name, inputs in (("_backward_value", batch), ("_backward_action", batch[:1])):
-        method, learning = getattr(agent, name), []
-        with torch.no_grad(), torch.jit.optimized_execution(False):
             traced = torch.jit.trace(make_fx(gradients)(*inputs), inputs, check_trace=False)
         for tidy in ("constant_propagation", "peephole", "cse", "dce"):         # a tenth less time
             getattr(torch._C, f"_jit_pass_{tidy}")(traced.graph)
-        records[name] = functools.partial(replay, learning, traced)
         for p in parameters:
             p.grad = None
-    return records
+        return replay
+
+    return {"_backward_value": one(agent._backward_value, batch),
+            "_backward_action": one(agent._backward_action, batch[:1])}
 
 
 @torch.no_grad()
