@@ -1,9 +1,9 @@
 """The page "Offline RL" of the Simple_Reinforcement_Learning course, complete and right.
 
 A SAC teacher learns Pendulum-v1 online, its transitions are frozen, and a CQL student learns from
-them alone. Order, names, shapes and constants are the page's; what it leaves out (the update, the
-reward's shift, the first temperature, the learning rates) is from the course's notebook. Four of
-its formulas are wrong (ERRATA): a comment "Page:" stands where ours differ.
+them alone. Order (both loops last), names, shapes and constants are the page's; what it leaves out
+(the update, the reward's shift, temperature, learning rates) is from the course's notebook. Four
+things on it are wrong (ERRATA): a comment "Page:" stands where ours differs.
 
 SAC: Haarnoja et al. 2018, Soft Actor-Critic Algorithms and Applications (arXiv 1812.05905). CQL:
 Kumar et al. 2020 (2006.04779). Pardo: Pardo et al. 2018, Time Limits in RL (1712.00378).
@@ -14,10 +14,10 @@ import os
 import random
 import signal
 
-if __name__ == "__main__" and os.name == "posix":          # Ctrl-C waits until main can answer it
+if __name__ == "__main__" and os.name == "posix":    # before torch: Ctrl-C waits for main's answer
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-if "OMP_WAIT_POLICY" not in os.environ:                    # idle threads spin shortly, not 5 ms
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")        # (tests/benchmark.py: busy)
+if "OMP_WAIT_POLICY" not in os.environ:              # before torch: its idle threads are to leave
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # the processor to others soon
 
 import gym  # noqa: E402
 import numpy as np  # noqa: E402
@@ -32,7 +32,7 @@ WEIGHT = 5.0           # of CQL's penalty
 TORQUE = 2.0           # Pendulum's torque lies in [-2, 2] N m
 GAMMA = 0.99           # discount for each step
 TAU = 0.005            # soft update of the target critics
-TARGET_ENTROPY = -1.0  # minus the number of action dimensions (SAC, section 5)
+TARGET_ENTROPY = -1.0  # minus the number of action dimensions (SAC, appendix D)
 SCALE = 8              # train sees (reward + 8) / 8, which lies between -1.03 and 1
 ERRATA = {
     "jacobian": "log(1 - tanh(action)^2), where action is a tanh already; right: log(1 - action^2)",
@@ -117,7 +117,7 @@ class Data:
     def _columns(self, rows):
         columns = torch.from_numpy(rows).split([3, 1, 1, 3, 1, 1], dim=1)
         state, action, reward, next_state, terminal, timeout = columns
-        # Page: over at the 200-step limit too, which is no terminal state (Pardo, section 3).
+        # Page: over at the 200-step limit too; that is no terminal state (Pardo, abstract).
         over = torch.maximum(terminal, timeout) if "timeout" in self.as_printed else terminal
         return state, action, reward, next_state, over.long()
 
@@ -129,8 +129,7 @@ class Data:
 
     def __setstate__(self, state):                 # a copy of a frozen dataset is frozen
         self.__dict__ |= state
-        if self.frozen:
-            self.freeze()
+        self.frozen and self.freeze()
 
 
 class SAC:
@@ -148,14 +147,14 @@ class SAC:
             self.fc_std = torch.nn.Sequential(torch.nn.Linear(128, 1), torch.nn.Softplus())
 
         def forward(self, state, n=1):
-            """[b, 3] -> n torques for each state, [b, n], and the entropy of each, [b, n]: minus
-            the log of its density per unit of tanh (SAC, appendix C)."""
+            """[b, 3] -> n torques (page: 1) for each state, [b, n], and the entropy of each, [b, n]:
+            minus the log of its density per unit of tanh (SAC, appendix C)."""
             state = self.fc_state(state)                            # [b, 3] -> [b, 128]
             mu, std = self.fc_mu(state), self.fc_std(state)         # [b, 128] -> [b, 1]
             dist = torch.distributions.Normal(mu.expand(-1, n), std, validate_args=False)
             sample = dist.rsample()                                 # [b, n]
             action = torch.tanh(sample)                             # [b, n]
-            # Page: log(1 - tanh(action)^2 + 1e-7), but action is a tanh already.
+            # Page: log(1 - tanh(action)^2 + 1e-7), but action is a tanh: that squashes twice.
             x = action if "jacobian" in self.as_printed else sample
             # log(1 - tanh(x)^2), in a form that keeps its gradient where float32's tanh is 1
             log_slope = 2 * (math.log(2) - x - torch.nn.functional.softplus(-2 * x))
@@ -247,7 +246,7 @@ class SAC:
 
     @torch.no_grad()
     def _get_target(self, reward, next_state, over):
-        """What the critics are to answer, [b, 1] (SAC, equations 2 and 3); reward is scaled."""
+        """What the critics are to answer, [b, 1] (SAC, equations 2, 3; two critics: section 6)."""
         action, entropy = self.model_action(next_state)                         # [b, 1]
         value1 = self.model_value_next1(next_state, action)                     # [b, 1]
         value2 = self.model_value_next2(next_state, action)                     # [b, 1]
@@ -255,7 +254,7 @@ class SAC:
         return reward + GAMMA * (1 - over) * value
 
     def _get_loss_value(self, model_value, target, state, action, next_state):
-        """The loss of one critic, a scalar (SAC, equation 5)."""
+        """The loss of one critic, a scalar (SAC, equation 5, without its 1/2)."""
         return self.loss_fn(model_value(state, action), target)
 
     def _get_loss_action(self, state):
@@ -272,9 +271,9 @@ class SAC:
 
 
 class CQL(SAC):
-    """Conservative Q-Learning, CQL(H): SAC and a penalty in the critics' loss. Its weight of 5 is
-    the page's and large: the paper halves the squared error beside it (equation 4), and rewards
-    are divided by 8 here; in the paper's equation, on undivided rewards, it would be about 20."""
+    """Conservative Q-Learning, CQL(H): SAC and a penalty in the critics' loss. The page's weight of
+    5 is large: on undivided rewards, beside the halved squared error of the paper's equation 4,
+    the same loss has 5 * 8 / 2 = 20 times (8 logsumexp(Q / 8) - Q)."""
 
     def __init__(self, as_printed=(), weight=WEIGHT):
         super().__init__(as_printed)
@@ -283,12 +282,12 @@ class CQL(SAC):
         self.weight = weight
 
     def _get_loss_value(self, model_value, target, state, action, next_state):
-        """SAC's loss of one critic plus weight * (log of the integral of exp Q over all torques,
-        estimated from 15 and up to log 15, minus Q of the data's torque), a scalar."""
+        """SAC's loss of one critic plus weight * (log of the integral of exp Q over tanh's (-1, 1),
+        estimated from 15 torques and up to log 15, minus Q of the data's torque), a scalar."""
         # Page: (-1, 1), which leaves half of the torques out of the penalty.
         limit = 1 if "range" in self.as_printed else TORQUE
         rand_action = limit * torch.empty([len(state), SAMPLES]).uniform_(-1, 1)       # [b, 5]
-        with torch.no_grad():
+        with torch.no_grad():                     # Page: with a gradient, which nothing uses.
             actions, entropies = self.model_action(torch.cat([state, next_state]), SAMPLES)
         curr_action, next_action = actions.chunk(2)                             # [2 b, 5] -> [b, 5]
         curr_entropy, next_entropy = entropies.chunk(2)                         # [2 b, 5] -> [b, 5]
@@ -312,7 +311,8 @@ class CQL(SAC):
 
 
 def train_teacher(teacher, data, epochs, run, train):
-    """The page's online loop. `train` is teacher.train, or accelerate(teacher)."""
+    """The page's online loop, flat, so that `run` can stop and go on at every step; run.test is the
+    page's test_result. `train` is teacher.train, or accelerate(teacher)."""
     for step in run.steps("teacher", teacher, epochs * UPDATES, data):
         epoch, i = divmod(step, UPDATES)
         if i == 0:
@@ -323,7 +323,7 @@ def train_teacher(teacher, data, epochs, run, train):
 
 
 def train_student(student, data, steps, run, train):
-    """The page's offline loop: no new data. `train` is student.train, or accelerate(student)."""
+    """The page's offline loop: no new data. `train` is student.train or accelerate(student)."""
     for i in run.steps("student", student, steps, data):
         train(*data.get_sample())
         if i % 2000 == 0 or i == steps - 1:
@@ -368,10 +368,11 @@ def accelerate(agent):
     """A function with train's arguments that makes the same updates to the same agent, to the last
     bit and faster: train, with records of _backward_value and _backward_action in their place.
 
-    What Python does in these two (a print, a breakpoint) happens at the first update only, while it
-    is recorded. Where that cannot be, updates run plain after a line of notice; so they do, without
-    one, for batches of another size and once an attribute of the agent (weight, a network) is
-    another object. After a change inside a network call accelerate again."""
+    What Python does in these two (a print, a breakpoint) happens at the first update only, some
+    times, while it is recorded. Where that cannot be (.item(), an if on a tensor, a normalization),
+    updates run plain after a line of notice; so they do, without one, for batches of another size
+    and once an attribute of the agent (weight, a network) is another object. After a change inside
+    a network call accelerate again."""
     records = None
 
     def train(*batch):
@@ -455,9 +456,10 @@ def evaluate(agent, seeds):
     """One episode for each seed, all side by side: returns, promised, delivered, [episodes] each.
 
     The same seeds give the same starts and the same noise of the policy. Promised is the smaller
-    critic's value of the first torque; delivered is what the episode then paid in that unit: the
-    sum of 0.99^t (reward + 8) / 8, and after T steps 0.99^T / (1 - 0.99) times the mean of the last
-    20, as if its end lasted. No policy can deliver more than 100."""
+    critic's value of the first torque, temperature times entropy included; delivered is what the
+    episode then paid in that unit, without entropy: the sum of 0.99^t (reward + 8) / 8, and after T
+    steps 0.99^T / (1 - 0.99) times the mean of the last 20, as if its end lasted. No policy can
+    deliver more than 100."""
     envs = [MyWrapper() for _ in seeds]
     state = torch.tensor(np.stack([env.reset(seed=seed) for env, seed in zip(envs, seeds)]))
     rewards = np.empty([EPISODE, len(envs)])
