@@ -129,7 +129,8 @@ class Data:
 
     def __setstate__(self, state):                 # a copy of a frozen dataset is frozen
         self.__dict__ |= state
-        self.frozen and self.freeze()
+        if self.frozen:
+            self.freeze()
 
 
 class SAC:
@@ -137,7 +138,6 @@ class SAC:
 
     class ModelAction(torch.nn.Module):
         """The policy: a Gaussian squashed by tanh and scaled to torques in [-2, 2]."""
-
         as_printed = frozenset()
 
         def __init__(self):
@@ -147,8 +147,8 @@ class SAC:
             self.fc_std = torch.nn.Sequential(torch.nn.Linear(128, 1), torch.nn.Softplus())
 
         def forward(self, state, n=1):
-            """[b, 3] -> n torques (page: 1) for each state, [b, n], and the entropy of each, [b, n]:
-            minus the log of its density per unit of tanh (SAC, appendix C)."""
+            """[b, 3] -> n torques a state (page: 1), [b, n], and the entropy of each, [b, n]: minus
+            the log of its density per unit of tanh (SAC, appendix C)."""
             state = self.fc_state(state)                            # [b, 3] -> [b, 128]
             mu, std = self.fc_mu(state), self.fc_std(state)         # [b, 128] -> [b, 1]
             dist = torch.distributions.Normal(mu.expand(-1, n), std, validate_args=False)
