@@ -372,18 +372,19 @@ def accelerate(agent):
     times, while it is recorded. Where that cannot be (.item(), an if on a tensor, a normalization),
     updates run plain after a line of notice; so they do, without one, for batches of another size
     and once an attribute of the agent (weight, a network) is another object. After a change inside
-    a network call accelerate again."""
+    such an object (a layer, a hook, a dict) or of a global call accelerate again."""
     records = None
 
     def train(*batch):
         nonlocal records
-        records = checked_records(agent, batch) if records is None else records
-        vars(agent).update(records)
+        vars(agent).update(records or {})
         try:
             agent.train(*batch)
         finally:
-            for name in records:
+            for name in records or {}:
                 vars(agent).pop(name, None)
+        if records is None:                                  # a bad batch has raised by now
+            records = checked_records(agent, batch)
 
     return train
 
