@@ -365,7 +365,8 @@ def test_play_prints_the_return_and_writes_an_animation(whole, tmp_path, capsys)
 @pytest.mark.parametrize("typed, restored", [
     ([], set()), (["--as-printed"], {*ours.ERRATA}), (["--as-printed", "timeout"], {"timeout"}),
     (["--as-printed", "sign", "--as-printed", "range"], {"sign", "range"}),
-    (["--as-printed", "jacobian", "timeout"], {"jacobian", "timeout"})])
+    (["--as-printed", "jacobian", "timeout"], {"jacobian", "timeout"}),
+    (["--student", "sac", "--as-printed", "jacobian"], {"jacobian"})])
 def test_as_printed_reaches_every_part(typed, restored, quick, tmp_path, capsys):
     inside(capsys, "--epochs", 1, "--steps", 1, "--out", tmp_path / "run", *typed)
     inside(capsys, "--dataset", tmp_path / "run" / "dataset.npz", "--steps", 1, "--out",
@@ -396,10 +397,10 @@ def test_plain_records_nothing_and_each_stage_has_its_threads(
         typed, quick, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     inside(capsys, "--epochs", 1, "--steps", 3, "--out", tmp_path / "run", *typed)
-    assert quick.recorded == [] if typed else [ours.SAC, ours.CQL]
+    assert quick.recorded == ([] if typed else [ours.SAC, ours.CQL])
     assert quick.trained == 200 * [(ours.SAC, [1])] + 3 * [(ours.CQL, [7])]
     inside(capsys, "--resume", tmp_path / "run")
-    assert quick.recorded == [] if typed else [ours.SAC, ours.CQL, ours.CQL]
+    assert quick.recorded == ([] if typed else [ours.SAC, ours.CQL, ours.CQL])
 
 
 def test_plain_can_be_added_when_a_run_goes_on(quick, tmp_path, capsys):

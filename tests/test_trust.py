@@ -184,8 +184,15 @@ def signalled(monkeypatch):
                 os.kill(os.getpid(), count[1])
         return sample(data)
 
+    def unanswered(*_):
+        pytest.fail("the program does not answer this signal")
+
     monkeypatch.setattr(ours.Data, "get_sample", get_sample)
-    return at
+    handlers = {signum: signal.signal(signum, unanswered)
+                for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield at
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
 
 
 def stopped(capsys, *arguments):
@@ -422,7 +429,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path, monkeypatch, ca
 
 # ---- two at once ----
 
-def test_a_folder_is_one_runs_own(tmp_path, capsys):
+def test_a_folder_is_one_runs_own(tmp_path, capsys, idle):
     first = Program(tmp_path, "--plain", "--epochs", 500, "--out", "run", before=TICKS + UNDRAWN)
     first.until(lambda: ticks(tmp_path, b"t") > 5)
     for arguments in (["--resume", tmp_path / "run"], ["--out", tmp_path / "run"]):
