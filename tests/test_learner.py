@@ -1,7 +1,6 @@
 """What a learner does to the classes acts at the next update; accelerate changes no bit of it."""
 import copy
 import functools
-import math
 import random
 import sys
 
@@ -9,18 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+import test_formulas
 from cql_pendulum import CQL, ERRATA, SAC, UserError, accelerate, load_agent, save_agent
 
 
-@functools.cache
-def batch(b=64, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    angle = torch.empty(2, b, 1).uniform_(-math.pi, math.pi, generator=g)
-    speed = torch.empty(2, b, 1).uniform_(-8, 8, generator=g)
-    state, next_state = torch.cat([angle.cos(), angle.sin(), speed], dim=2)
-    action = torch.empty(b, 1).uniform_(-2, 2, generator=g)
-    reward = torch.empty(b, 1).uniform_(-16, 0, generator=g)
-    return state, action, reward, next_state, torch.randint(2, (b, 1), generator=g)
+batch = functools.cache(test_formulas.batch)
 
 
 def update(agent, first, last=None):
