@@ -188,13 +188,10 @@ class SAC:
         self.loss_fn = torch.nn.MSELoss()
         self.as_printed = as_printed
 
-    @property
-    def as_printed(self):
-        return self._as_printed
-
-    @as_printed.setter
-    def as_printed(self, names):
+    def _restore(self, names):
         self._as_printed = self.model_action.as_printed = check_errata(names)
+
+    as_printed = property(lambda self: self._as_printed, _restore)
 
     def get_action(self, state):
         """A torque of the policy, float in [-2, 2]; ValueError unless given 3 finite numbers."""

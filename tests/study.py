@@ -29,7 +29,7 @@ TOP = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 RESULTS, DATASETS = TOP / "results", TOP / "runs" / "study"
 ERRATA = ("jacobian", "sign", "range", "timeout")
-NUMBERS = "evaluate", "least_value", "episodes", "keep", "seed_everything"     # beside the page's
+NUMBERS = "evaluate", "least_value", "seed_everything"             # beside the page's
 LASTS = [f"last {n}" for n in (5, 10, 20, 40, 70, 85)]
 MIXTURES = ["random 20", "random 10 + last 10", "2,000 rows"]
 DATA = [*LASTS, "all", *MIXTURES]
@@ -232,7 +232,8 @@ def run_cell(cell):
 def work(cells):
     """Run the cells that are missing; students after the teachers, whose data they need."""
     RESULTS.mkdir(exist_ok=True)
-    todo = [cell for cell in cells if key(cell) not in finished()]
+    have = finished()
+    todo = [cell for cell in cells if key(cell) not in have]
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
         spent, done = 0.0, 0
         for teachers in (True, False):
