@@ -337,7 +337,6 @@ import importlib
 import io
 import itertools
 import json
-import operator
 import pathlib
 import re
 import shlex
@@ -348,13 +347,12 @@ import warnings
 import zipfile
 
 __all__ = ["CQL", "Data", "ERRATA", "MyWrapper", "SAC", "accelerate", "env"]
-COLUMNS = {"observations": 3, "actions": 1, "rewards": 0, "next_observations": 3,      # 0: [n]
-           "terminals": 0, "timeouts": 0}
+COLUMNS = {"observations": "f3", "actions": "f1", "rewards": "f", "next_observations": "f3",
+           "terminals": "b", "timeouts": "b"}              # D4RL's names; float or bool, and width
 LEAST = np.float32([-1, -1, -8, -2, -16.3, -1, -1, -8, 0, 0])         # of the rows of any Pendulum
 MOST = np.float32([1, 1, 8, 2, 0, 1, 1, 8, 1, 1])
-SOURCE = pathlib.Path(__file__).read_text(encoding="utf-8")
 LARGEST = 1 << 30                # bytes of a file that is read, packed or unpacked
-PROGRAM = hashlib.sha256(SOURCE.encode()).hexdigest()
+PROGRAM = pathlib.Path(__file__).read_text(encoding="utf-8")
 
 
 class UserError(ValueError):
@@ -398,9 +396,8 @@ def checked_records(agent, batch):
                 torch.manual_seed(0)
                 for _ in range(3):
                     copied.train(*batch)
-            if [*map(id, before)] != [*map(id, vars(plain).values())]:
-                raise ValueError("they change an attribute of the agent")
-            if not all(map(torch.equal, tensors(parts(plain)), tensors(parts(fast)))):
+            same = all(map(torch.equal, tensors(parts(plain)), tensors(parts(fast))))
+            if not same or [*map(id, before)] != [*map(id, vars(plain).values())]:
                 raise ValueError("replayed, they give other numbers")
             records = record(agent, batch)
     except Exception as error:
@@ -413,12 +410,11 @@ def record(agent, batch):
     """{name: a function that sets the gradients that the agent's method sets}: its operations,
     autograd's among them (make_fx), replayed by TorchScript without Python."""
     from torch.fx.experimental.proxy_tensor import make_fx
+    optimizers = [x for x in vars(agent).values() if isinstance(x, torch.optim.Optimizer)]
+    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    attributes = [*vars(agent).values()]
 
-    def one(method, inputs):
-        optimizers = [x for x in vars(agent).values() if isinstance(x, torch.optim.Optimizer)]
-        parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-        attributes, sizes = [*vars(agent).values()], [(x.shape, x.dtype) for x in inputs]
-
+    def one(method, *batch):
         def gradients(*inputs):
             for p in parameters:
                 p.grad = None
@@ -428,9 +424,9 @@ def record(agent, batch):
             return tuple(p.grad for p in learning)
 
         def replay(*inputs):
-            same = len(vars(agent)) == len(attributes) + 2                # and two records
-            if not same or not all(map(operator.is_, attributes, vars(agent).values())) or (
-                    sizes != [(x.shape, x.dtype) for x in inputs]):
+            now = [*vars(agent).values()][:-2]                          # without the two records
+            if [*map(id, now)] != [*map(id, attributes)] or any(
+                    x.shape != y.shape or x.dtype != y.dtype for x, y in zip(inputs, batch)):
                 return method(*inputs)
             with torch.no_grad(), torch.jit.optimized_execution(False):
                 for p, gradient in zip(learning, traced(*inputs)):
@@ -438,15 +434,15 @@ def record(agent, batch):
 
         learning = []
         with torch.no_grad(), torch.jit.optimized_execution(False):     # optimised, bits may differ
-            traced = torch.jit.trace(make_fx(gradients)(*inputs), inputs, check_trace=False)
+            traced = torch.jit.trace(make_fx(gradients)(*batch), batch, check_trace=False)
         for tidy in ("constant_propagation", "peephole", "cse", "dce"):         # a tenth less time
             getattr(torch._C, f"_jit_pass_{tidy}")(traced.graph)
         for p in parameters:
             p.grad = None
         return replay
 
-    return {"_backward_value": one(agent._backward_value, batch),
-            "_backward_action": one(agent._backward_action, batch[:1])}
+    return {"_backward_value": one(agent._backward_value, *batch),
+            "_backward_action": one(agent._backward_action, batch[0])}
 
 
 @torch.no_grad()
@@ -511,8 +507,8 @@ def seed_everything(seed):
 
 
 def say(line, name="stdout"):
-    """Print a line beside the progress bar. Where it cannot be written (a closed pipe, a full disk)
-    the run goes on in silence: its files hold everything."""
+    """Print a line beside the progress bar, or nothing where that fails (a closed pipe): the run
+    goes on, and its files hold everything."""
     stream, bar = getattr(sys, name), sys.modules.get("tqdm")
     try:
         bar.tqdm.write(line, file=stream) if bar else print(line, file=stream)
@@ -541,12 +537,10 @@ def write_whole(path, content):
             os.fsync(file.fileno())
         os.replace(part, path)
         if os.name == "posix":
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
+            os.fsync(folder := os.open(path.parent, os.O_RDONLY))
             os.close(folder)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
+        part.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
@@ -564,10 +558,10 @@ def reading(path):
 
 
 def save_dataset(data, path):
-    """Write the rows as npz with D4RL's names, see COLUMNS: float32, the last two bool."""
-    buffer, columns = io.BytesIO(), np.split(data.rows, [3, 4, 5, 8, 9], axis=1)
-    arrays = [x if width else x[:, 0] for width, x in zip(COLUMNS.values(), columns)]
-    np.savez_compressed(buffer, **dict(zip(COLUMNS, arrays[:4] + [x > 0 for x in arrays[4:]])))
+    """Write the rows as npz with D4RL's names, see COLUMNS."""
+    state, action, reward, following, *flags = np.split(data.rows, [3, 4, 5, 8, 9], axis=1)
+    arrays = [state, action, reward[:, 0], following, *(flag[:, 0] > 0 for flag in flags)]
+    np.savez_compressed(buffer := io.BytesIO(), **dict(zip(COLUMNS, arrays)))
     write_whole(path, buffer.getvalue())
 
 
@@ -582,19 +576,20 @@ def load_dataset(path, as_printed=()):
         if missing := COLUMNS.keys() - set(file.files):
             raise UserError(f"lacks {', '.join(sorted(missing))} of {', '.join(COLUMNS)}")
         n = file["rewards"].size
-        for name, width in COLUMNS.items():
-            x, shape, kind = file[name], (n, width) if width else (n,), "bf"[name[0] in "oarn"]
-            if x.shape != shape or x.dtype.kind != kind:
-                raise UserError(f"{name} is {x.dtype} {list(x.shape)}; it must be "
-                                f"{ {'b': 'bool', 'f': 'float'}[kind]} {list(shape)}")
+        for name, (kind, *width) in COLUMNS.items():
+            x, shape = file[name], [n, *map(int, width)]
+            if [*x.shape] != shape or x.dtype.kind != kind:
+                kind = "bool" if kind == "b" else "float"
+                raise UserError(f"{name} is {x.dtype} {[*x.shape]}; it must be {kind} {shape}")
+        if n < BATCH:
+            raise UserError(f"{n} rows; a batch draws {BATCH} different ones")
         data.rows = np.column_stack([file[name] for name in COLUMNS]).astype(np.float32)
-        circles = np.hypot(data.rows[:, [0, 5]], data.rows[:, [1, 6]])
         right = ((data.rows >= LEAST) & (data.rows <= MOST)).all(axis=0)        # NaN is neither
-        right[[0, 5]] &= (abs(circles - 1) < 1e-3).all(axis=0)
-        if n < BATCH or not right.all():
-            names = np.repeat([*COLUMNS], [width or 1 for width in COLUMNS.values()])
-            raise UserError(f"{n} rows; a batch draws {BATCH} different ones" if n < BATCH else
-                            f"{names[~right][0]} has NaN or numbers that are not Pendulum's")
+        right[[0, 5]] &= (abs(np.hypot(data.rows[:, [0, 5]], data.rows[:, [1, 6]]) - 1) < 1e-3
+                          ).all(axis=0)
+        if not right.all():
+            names = [name for name, kind in COLUMNS.items() for _ in range(int(kind[1:] or 1))]
+            raise UserError(f"{names[right.argmin()]} has NaN or numbers that are not Pendulum's")
     return data.freeze()
 
 
@@ -616,9 +611,8 @@ def save_agent(path, agent, **more):
     if not all(x.isfinite().all() for x in tensors(parts(agent))):
         raise UserError(f"{path}: not written, the agent is NaN or infinite; an earlier one stays. "
                         f"Try another --seed or a smaller --weight")
-    buffer = io.BytesIO()
-    torch.save({"class": type(agent).__name__, "as_printed": sorted(agent.as_printed),
-                "parts": parts(agent), **more}, buffer)
+    more |= {"class": type(agent).__name__, "as_printed": sorted(agent.as_printed)}
+    torch.save(more | {"parts": parts(agent)}, buffer := io.BytesIO())
     plain = buffer.getvalue()                                # a zip file, its comment of length 0
     write_whole(path, plain[:-2] + b"@\0" + hashlib.sha256(plain).hexdigest().encode())
 
@@ -666,8 +660,7 @@ class Run:
         return self
 
     def __exit__(self, *_):
-        for signum, handler in self.handlers.items():
-            signal.signal(signum, handler)
+        [signal.signal(signum, handler) for signum, handler in self.handlers.items()]
         if self.lock:
             os.close(self.lock)
 
@@ -686,11 +679,9 @@ class Run:
         """Make a folder the run's own while it lives; UserError where another process has it."""
         self.out = out
         try:
-            import fcntl
-            self.lock = os.open(out, os.O_RDONLY)
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:                                              # Windows has no such lock
-            pass
+            if fcntl := optional("fcntl", "a second run in the same folder would go unnoticed"):
+                self.lock = os.open(out, os.O_RDONLY)
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             busy = "another run is at work in it" * isinstance(error, BlockingIOError)
             raise UserError(f"{out}: {busy or error.strerror}") from None
@@ -756,44 +747,40 @@ def go_on(out):
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
-def report(run):
-    """Print run.table, {who: returns}, and the minutes."""
-    say(f"\n{'return of an episode':<22} episodes      mean  std. error     worst      best")
-    for who, x in run.table.items():
-        error = np.std(x, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
-        say(f"{who:<22}{len(x):>9}{np.mean(x):>10.1f}{error:>12.1f}{min(x):>10.1f}{max(x):>10.1f}")
-    say("minutes: " + ", ".join(f"{stage} {x / 60:.1f}" for stage, x in run.seconds.items()))
-
-
 def draw_curves(run, student):
     """The run's picture, a matplotlib Figure, or None without matplotlib: curves, the student's
     policy and critic over all states, its critic over all torques in three states of the data."""
     if not (matplotlib := optional("matplotlib.figure", "no curves.png")):
         return None
     figure = matplotlib.Figure(figsize=(13, 7.5), layout="constrained")
-    (teacher, learner, promise), (policy, critic, slices) = figure.subplots(2, 3)
+    paid, plane = "return of an episode", ("angle (degrees, 0 is up)", "speed (rad/s)")
+    teacher, learner, promise, policy, critic, slices = (
+        figure.add_subplot(2, 3, k, title=title, xlabel=x, ylabel=y) for k, title, x, y in (
+            (1, "Teacher, online", "epoch", paid), (2, "Student, offline", "update", paid),
+            (3, "Promise and delivery", "update", "discounted sum of (reward + 8) / 8"),
+            (4, "Student's policy; the data", *plane), (5, "Student's critic", *plane),
+            (6, "Critic over all torques, | the data's", "torque (N m)", "value")))
     for axes, stage, column, style, label in (
             (teacher, "teacher", 2, "o-C0", "teacher"), (learner, "student", 2, "o-C1", "student"),
             (promise, "student", 3, "o-C3", "promised"),
             (promise, "student", 4, "s-C2", "delivered")):
-        rows = [row for row in run.log if row[0] == stage]
-        axes.plot([row[1] for row in rows], [row[column] for row in rows], style, label=label, ms=4)
+        points = [(row[1], row[column]) for row in run.log if row[0] == stage]
+        axes.plot(*np.reshape(points, (-1, 2)).T, style, label=label, ms=4)
     for who, colour in (("the data", "0.4"), ("the teacher", "C0")):
         if who in run.table:
             learner.axhline(np.mean(run.table[who]), color=colour, ls="--", label=who)
     promise.axhline(100, color="k", ls="-.", label="the most possible")
 
     angle, speed = np.meshgrid(np.linspace(-math.pi, math.pi, 121), np.linspace(-8, 8, 121))
-    grid = np.stack([np.cos(angle), np.sin(angle), speed], -1).reshape(-1, 3).astype(np.float32)
-    grid, data = torch.from_numpy(grid), torch.from_numpy(run.data.rows.copy())
-    torque = torch.linspace(-TORQUE, TORQUE, 81)[:, None]
+    grid = torch.tensor(np.dstack([np.cos(angle), np.sin(angle), speed])).float().reshape(-1, 3)
+    data, torque = torch.tensor(run.data.rows), torch.linspace(-TORQUE, TORQUE, 81)[:, None]
     with torch.no_grad():
         mean = TORQUE * student.model_action.fc_mu(student.model_action.fc_state(grid)).tanh()
-        value = least_value(student, grid, mean)
         low, high = np.percentile(least_value(student, data[:, :3], data[:, 3:4]), [1, 99])
         for axes, picture, label, style in (
                 (policy, mean, "torque at the policy's mean (N m)", {"cmap": "coolwarm"}),
-                (critic, value, "value of that torque", {"vmin": low, "vmax": high})):
+                (critic, least_value(student, grid, mean), "value of that torque",
+                 {"vmin": low, "vmax": high})):
             image = axes.pcolormesh(np.degrees(angle), speed, picture.reshape(angle.shape), **style)
             figure.colorbar(image, ax=axes, label=label)
         policy.plot(data[:, 1].atan2(data[:, 0]).rad2deg(), data[:, 2], ",k", alpha=0.5)
@@ -802,16 +789,8 @@ def draw_curves(run, student):
             label = f"{row[1].atan2(row[0]).rad2deg():.0f} degrees, {row[2]:.1f} rad/s"
             for u, style in ((torque, {"label": label}), (near, {"ls": "", "marker": "|"})):
                 slices.plot(u, least_value(student, row[:3].expand(len(u), 3), u), f"C{k}", **style)
-    for axes, title, x, y in (
-            (teacher, "Teacher, online", "epoch", "return of an episode"),
-            (learner, "Student, offline", "update", "return of an episode"),
-            (promise, "Promise and delivery", "update", "discounted sum of (reward + 8) / 8"),
-            (policy, "Student's policy; the data", "angle (degrees, 0 is up)", "speed (rad/s)"),
-            (critic, "Student's critic", "angle (degrees, 0 is up)", "speed (rad/s)"),
-            (slices, "Critic over all torques, | the data's", "torque (N m)", "value")):
-        axes.set(title=title, xlabel=x, ylabel=y)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+    for axes in (teacher, learner, promise, slices):
+        axes.legend(fontsize="small")
     return figure
 
 
@@ -845,7 +824,7 @@ def parse_options(argv):
     add("--steps", default=50_000, type=int, help="the student's updates (%(default)s)")
     add("--student", default="cql", choices=["cql", "sac"], help="sac: no penalty (%(default)s)")
     add("--weight", default=WEIGHT, type=float, help="of CQL's penalty (%(default)s)")
-    add("--as-printed", nargs="*", metavar="NAME", action="extend",
+    add("--as-printed", nargs="*", metavar="NAME", action="extend", choices=[*ERRATA],
         help=f"restore the page's errata: {', '.join(ERRATA)}; no name: all (none)")
     add("--last", type=int, metavar="N", help="show the student the last N episodes only (all)")
     add("--first", type=int, metavar="N", help="show the student the first N episodes only (all)")
@@ -871,19 +850,15 @@ def parse_options(argv):
     if not options.dataset and (max(options.first or 0, options.last or 0) > kept
                                 or options.first and options.epochs > kept):
         parser.error(f"--first, --last: {options.epochs} epochs leave the last {kept} episodes")
-    try:
-        names = ERRATA if options.as_printed == [] else options.as_printed or ()
-        options.as_printed = sorted(check_errata(names))
-    except ValueError as error:
-        parser.error(f"--as-printed: {error}")
+    names = ERRATA if options.as_printed == [] else options.as_printed or ()
+    options.as_printed = sorted(check_errata(names))
     return options
 
 
 def begin(options, argv, run):
     """Make and take the run's folder and write its config.json; UserError where that cannot be."""
-    stem = f"{options.student}-seed{options.seed}"
-    free = (pathlib.Path("runs", f"{stem}-{k}") for k in itertools.count(1))
-    for out in [options.out] if options.out else free:
+    for k in itertools.count(1):
+        out = options.out or pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}")
         try:
             out.mkdir(parents=True, exist_ok=bool(options.out))
             break
@@ -896,12 +871,11 @@ def begin(options, argv, run):
         raise UserError(f"--out {out}: has files in it; give a new folder{more}")
     run.argv, run.seed = argv, options.seed
     versions = {x.__name__: x.__version__ for x in (gym, np, torch)} | {"python": sys.version}
-    pinned = dict(re.findall(r'"([a-z]+)==([0-9.]+)"', SOURCE))
-    other = [f"{k} {v} (tested: {pinned[k]})" for k, v in versions.items()
-             if k in pinned and v.split("+")[0] != pinned[k]]
-    if other:
-        say(f"note: {', '.join(other)}; the numbers may differ from README's", "stderr")
-    config = {"options": vars(options), "versions": versions, "program": PROGRAM}
+    for name, pinned in re.findall(r'"(gym|numpy|torch)==([0-9.]+)"', PROGRAM):
+        if versions.get(name, pinned).split("+")[0] != pinned:
+            say(f"note: {name} {versions[name]} (tested: {pinned}); the numbers may differ from "
+                "README's", "stderr")
+    config = {"options": vars(options), "versions": versions}
     write_whole(out / "config.json", json.dumps(config, indent=2, default=str).encode())
 
 
@@ -942,7 +916,12 @@ def work(options, argv, run):
     train_student(agent, data.freeze(), options.steps, run, trainer(agent))
     save_agent(run.out / "student.pt", agent)
     run.table["the student"] = evaluate(agent, run.starts(1, 100))[0].tolist()
-    report(run)
+
+    say(f"\n{'return of an episode':<22} episodes      mean  std. error     worst      best")
+    for who, x in run.table.items():
+        error = np.std(x, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+        say(f"{who:<22}{len(x):>9}{np.mean(x):>10.1f}{error:>12.1f}{min(x):>10.1f}{max(x):>10.1f}")
+    say("minutes: " + ", ".join(f"{stage} {x / 60:.1f}" for stage, x in run.seconds.items()))
     run.rest()
     try:
         if figure := draw_curves(run, agent):
@@ -953,37 +932,25 @@ def work(options, argv, run):
     say(f"all files: {run.out}")
 
 
-def settle_process():
-    """What an update's speed rests on, for the whole process. OMP_NUM_THREADS, where set, wins."""
+def settle_process(groups="/sys/fs/cgroup"):
+    """What an update's speed rests on, for the whole process. OMP_NUM_THREADS, where set, wins over
+    the processors that the control group (Linux, version 2 or 1) grants."""
     torch.empty(30 << 18)            # freed once: glibc keeps 30 MB, and no page is faulted in anew
     torch.set_flush_denormal(True)   # Adam's averages of dead units end below 1e-38: twice the time
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, int(min(torch.get_num_threads(), granted_processors()))))
-
-
-def granted_processors(groups="/proc/self/cgroup", top="/sys/fs/cgroup"):
-    """How many processors the process's control groups (Linux, version 1 or 2) grant it."""
-    least = math.inf
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path(groups).read_text().splitlines():
-            _, kinds, group = line.split(":", 2)
-            inner = pathlib.Path(top, "cpu" if "cpu" in kinds.split(",") else "", group[1:])
-            for folder in (inner, *inner.parents):
-                for names in ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"):
-                    with contextlib.suppress(OSError, ValueError):      # "max" and -1: no limit
-                        limit = " ".join((folder / name).read_text() for name in names)
-                        quota, period = map(int, limit.split())
-                        least = min(least, quota / period if quota > 0 else least)
-    return least
+    for names in ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"):
+        with contextlib.suppress(OSError, ValueError):                          # "max": no limit
+            limit = " ".join(pathlib.Path(groups, name).read_text() for name in names)
+            quota, period = map(int, limit.split())
+            if quota > 0 and "OMP_NUM_THREADS" not in os.environ:
+                torch.set_num_threads(max(1, min(torch.get_num_threads(), quota // period)))
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:                                          # closed
-            setattr(sys, name, open(os.devnull, "w"))
-        with contextlib.suppress(AttributeError):                               # a notebook's
-            getattr(sys, name).reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = (x or open(os.devnull, "w") for x in (sys.stdout, sys.stderr))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):                                      # not a notebook's
+            stream.reconfigure(errors="backslashreplace")
     settle_process()
     with Run() as run:
         options = parse_options(argv)

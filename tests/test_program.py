@@ -410,38 +410,24 @@ def test_plain_can_be_added_when_a_run_goes_on(quick, tmp_path, capsys):
     assert quick.recorded == []
 
 
-GROUPS = {                                  # files of /sys/fs/cgroup, lines of /proc/self/cgroup
-    "version 2": ({"a/b/cpu.max": "max 100000", "a/cpu.max": "250000 100000"}, "0::/a/b", 2.5),
-    "version 2, no limit": ({"a/cpu.max": "max 100000"}, "0::/a", math.inf),
-    "version 1": ({"cpu/a/cpu.cfs_quota_us": "150000", "cpu/a/cpu.cfs_period_us": "100000",
-                   "cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
-                  "3:cpu:/a\n2:memory:/b", 1.5),
-    "none": ({}, "", math.inf),
-}
-
-
-@pytest.mark.parametrize("case", GROUPS)
-def test_control_groups_limit_the_threads(case, tmp_path):
-    files, lines, granted = GROUPS[case]
-    for name, text in files.items():
-        (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "top" / name).write_text(text + "\n")
-    (tmp_path / "groups").write_text(lines + "\n" * bool(lines))
-    assert ours.granted_processors(tmp_path / "groups", tmp_path / "top") == granted
-    assert ours.granted_processors(tmp_path / "none", tmp_path / "top") == math.inf
-
-
-@pytest.mark.parametrize("granted, threads", [(2.5, 2), (0.5, 1), (9, 7), (math.inf, 7)])
-def test_threads_are_what_is_granted(granted, threads, monkeypatch):
+@pytest.mark.parametrize("files, threads", [
+    ({"cpu.max": "250000 100000"}, [2]), ({"cpu.max": "50000 100000"}, [1]),
+    ({"cpu.max": "900000 100000"}, [7]), ({"cpu.max": "max 100000"}, []), ({}, []),
+    ({"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, [1]),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, [])])
+def test_control_groups_limit_the_threads(files, threads, monkeypatch, tmp_path):
+    """Files of /sys/fs/cgroup, version 2 and 1; conftest sets OMP_NUM_THREADS, which wins."""
     used = []
-    monkeypatch.setattr(ours, "granted_processors", lambda: granted)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     monkeypatch.setattr(torch, "set_num_threads", used.append)
-    ours.settle_process()
-    assert used == []                                           # conftest sets OMP_NUM_THREADS
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    ours.settle_process(tmp_path)
+    assert used == []
     monkeypatch.delenv("OMP_NUM_THREADS")
-    ours.settle_process()
-    assert used == [threads]
+    ours.settle_process(tmp_path)
+    assert used == threads
 
 
 @pytest.mark.parametrize("episodes", ["--first", "--last"])
