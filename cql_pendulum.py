@@ -363,11 +363,10 @@ def accelerate(agent):
     """A function with train's arguments that makes the same updates to the same agent, to the last
     bit and faster: train, with records of _backward_value and _backward_action in their place.
 
-    What Python does in these two (a print, a breakpoint) happens at the first update only, some
-    times, while it is recorded. Where that cannot be (.item(), an if on a tensor, a normalization),
-    updates run plain after a line of notice; so they do, without one, for batches of another size
-    and once an attribute of the agent (weight, a network) is another object. After a change inside
-    such an object (a layer, a hook, a dict) or of a global call accelerate again."""
+    Python in these two (a print, a breakpoint) runs while they are recorded, then no more. Updates
+    run plain, after a line of notice, where they cannot be recorded (.item(), an if on a tensor, a
+    normalization), and without one for batches of another size and once an attribute of the agent
+    (weight, a network) is another object. After a change inside one call accelerate again."""
     records = None
 
     def train(*batch):
@@ -449,11 +448,10 @@ def record(agent, batch):
 def evaluate(agent, seeds):
     """One episode for each seed, all side by side: returns, promised, delivered, [episodes] each.
 
-    The same seeds give the same starts and the same noise of the policy. Promised is the smaller
-    critic's value of the first torque, temperature times entropy included; delivered is what the
-    episode then paid in that unit, without entropy: the sum of 0.99^t (reward + 8) / 8, and after T
-    steps 0.99^T / (1 - 0.99) times the mean of the last 20, as if its end lasted. No policy can
-    deliver more than 100."""
+    Promised is the smaller critic's value of the first torque, temperature times entropy included;
+    delivered is what the episode then pays in that unit, without entropy: the sum of 0.99^t times
+    (reward + 8) / 8 over its T steps, and 0.99^T / (1 - 0.99) times the mean of the last 20, as if
+    its end lasted; 100 at most. The same seeds give the same starts and the same noise."""
     envs = [MyWrapper() for _ in seeds]
     state = torch.tensor(np.stack([env.reset(seed=seed) for env, seed in zip(envs, seeds)]))
     rewards = np.empty([EPISODE, len(envs)])
@@ -507,8 +505,7 @@ def seed_everything(seed):
 
 
 def say(line, name="stdout"):
-    """Print a line beside the progress bar, or nothing where that fails (a closed pipe): the run
-    goes on, and its files hold everything."""
+    """Print a line beside the progress bar, or nothing where that fails (a closed pipe)."""
     stream, bar = getattr(sys, name), sys.modules.get("tqdm")
     try:
         bar.tqdm.write(line, file=stream) if bar else print(line, file=stream)
@@ -527,8 +524,8 @@ def optional(name, without):
 
 
 def write_whole(path, content):
-    """Write bytes to a file that appears whole or not at all, even when the power fails; raises
-    UserError when it cannot be written."""
+    """Write bytes to a file that appears whole or not at all, even when the power fails, else
+    raise UserError."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(part, "xb") as file:
@@ -649,31 +646,15 @@ class Run:
 
     def __init__(self, out=None, seed=0):
         self.out, self.seed, self.argv, self.stage, self.step = out, seed, [], "start", 0
-        self.log, self.seconds, self.table, self.signal, self.lock = [], {}, {}, None, None
-
-    def __enter__(self):
-        signums = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-        self.handlers = {signum: signal.signal(signum, self.heard) for signum in signums
-                         if signal.getsignal(signum) != signal.SIG_IGN}                 # nohup
-        if os.name == "posix":
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
-        return self
-
-    def __exit__(self, *_):
-        [signal.signal(signum, handler) for signum, handler in self.handlers.items()]
-        if self.lock:
-            os.close(self.lock)
-
-    def heard(self, signum, frame):
-        self.signal = signum
+        self.log, self.seconds, self.table, self.signals, self.lock = [], {}, {}, [], None
 
     def rest(self):
         """A safe point: if a signal has come, say how to go on and exit with 128 + its number."""
-        if self.signal:
+        if self.signals:
             say("stopped; nothing was saved yet" if self.stage == "start" else
                 f"stopped in stage {self.stage} after update {self.step}; {self.out} has it all. "
                 f"Go on with: {go_on(self.out)}", "stderr")
-            sys.exit(128 + self.signal)
+            sys.exit(128 + self.signals[0])
 
     def take(self, out):
         """Make a folder the run's own while it lives; UserError where another process has it."""
@@ -704,7 +685,7 @@ class Run:
         for step in todo:
             self.step = step + 1
             yield step
-            if self.signal:
+            if self.signals:
                 self.save()
                 self.rest()
 
@@ -952,15 +933,23 @@ def main(argv=None):
         if hasattr(stream, "reconfigure"):                                      # not a notebook's
             stream.reconfigure(errors="backslashreplace")
     settle_process()
-    with Run() as run:
+    run, signums = Run(), {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    handlers = {signum: signal.signal(signum, lambda signum, _: run.signals.append(signum))
+                for signum in signums if signal.getsignal(signum) != signal.SIG_IGN}    # nohup
+    if os.name == "posix":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
+    try:
         options = parse_options(argv)
-        try:
-            play(options.play, options.seed, run) if options.play else work(options, argv, run)
-        except (UserError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
-                raise
-            say(f"cql_pendulum.py: {str(error) or 'out of memory'}".splitlines()[0], "stderr")
-            return 2
+        play(options.play, options.seed, run) if options.play else work(options, argv, run)
+    except (UserError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        say(f"cql_pendulum.py: {str(error) or 'out of memory'}".splitlines()[0], "stderr")
+        return 2
+    finally:
+        [signal.signal(signum, handler) for signum, handler in handlers.items()]
+        if run.lock:
+            os.close(run.lock)
     return 0
 
 
