@@ -11,6 +11,7 @@ import argparse
 import ast
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -245,6 +246,363 @@ def work(cells):
                 left = spent / done * (len(todo) - done) / 2
                 print(f"[{done}/{len(todo)}] {key(line)}: {line['return']:.0f}; "
                       f"about {left:.0f} minutes left", flush=True)
+
+
+def iqm(values):
+    """Interquartile mean: without the lowest and the highest quarter (Agarwal et al. 2021)."""
+    values = np.sort(values, axis=-1)
+    cut = values.shape[-1] // 4
+    return values[..., cut:values.shape[-1] - cut].mean(axis=-1)
+
+
+def interval(values):
+    """95 % bootstrap interval of the IQM over seeds; for 10 seeds, with 5 it covers about 90 %."""
+    values = np.asarray(values, float)
+    return np.percentile(iqm(np.random.default_rng(0).choice(values, (20_000, len(values)))),
+                         [2.5, 97.5])
+
+
+def outcome(line):
+    """The primary outcome: the mean return of the last five tests, whose 10 starts a seed's teacher
+    and all its students share."""
+    return float(np.mean([test[1] for test in line["tests"][-5:]]))
+
+
+def at(line, update, column):
+    """A column of the test at an update: 1 return, 2 promised, 3 delivered, 4 contrast."""
+    return next(test[column] for test in line["tests"] if test[0] == update)
+
+
+def excess(line):
+    """How much more the critics promise than the episodes pay, like with like: the promise counts
+    temperature times entropy, so that is added to the delivery."""
+    return line["promised"] - line["delivered"] - line["entropy bonus"]
+
+
+def lost(line):
+    """The first test from which every return is below the untrained student's, or None."""
+    returns = [test[1] for test in line["tests"]]
+    below = [k for k in range(1, len(returns)) if max(returns[k:]) < returns[0]]
+    return line["tests"][below[0]][0] if below else None
+
+
+def above_100(line):
+    """The first test that promises more than any policy can deliver, or None."""
+    return next((test[0] for test in line["tests"] if test[2] > 100), None)
+
+
+def name_of(line):
+    """What a student is called in tables and figures."""
+    if line["kind"] != "cql":
+        return line["kind"]
+    if line["as_printed"]:
+        return "cql as printed" if len(line["as_printed"]) == 4 else f"cql, {line['as_printed'][0]}"
+    return "cql" if line["weight"] == 5.0 else f"cql, weight {line['weight']:g}"
+
+
+class Study:
+    """The lines that count, by data and student, in the grid's order."""
+
+    def __init__(self):
+        have = finished()
+        self.lines = [have[key(cell)] for cell in grid() if key(cell) in have]
+        self.missing = len(grid()) - len(self.lines)
+        self.teachers = {x["seed"]: x for x in self.lines
+                         if x["kind"] == "teacher" and not x["as_printed"]}
+        self.printed = {x["seed"]: x for x in self.lines
+                        if x["kind"] == "teacher" and x["as_printed"]}
+        self.groups = {}
+        for line in self.lines:
+            if line["kind"] != "teacher":
+                group = self.groups.setdefault((line["data"], name_of(line)), {})
+                group[line["seed"]] = line
+
+    def get(self, data, name):
+        """{seed: line}, maybe empty."""
+        return self.groups.get((data, name), {})
+
+    def values(self, data, name, function=outcome):
+        return np.array([function(line) for line in self.get(data, name).values()])
+
+    def to_teacher(self, data, name):
+        return np.array([outcome(line) - outcome(self.teachers[seed])
+                         for seed, line in self.get(data, name).items()])
+
+    def pairs(self, one, other):
+        """The IQM of one (data, student) group's outcome minus another's, seed by seed, with its
+        interval for 10 seeds, and on how many the first is better."""
+        one, other = self.get(*one), self.get(*other)
+        x = np.array([outcome(one[seed]) - outcome(other[seed]) for seed in one if seed in other])
+        if not len(x):
+            return "not run"
+        low, high = interval(x)
+        more = f" ({low:+,.0f} to {high:+,.0f})" if len(x) == 10 else ""
+        return f"{iqm(x):+,.0f}{more}, better on {sum(x > 0)} of {len(x)}"
+
+
+def spread(values, digits=0):
+    """IQM (worst to best)."""
+    if not len(values):
+        return "–"
+    return f"{iqm(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+HEADER = """# The study
+
+`python tests/study.py` runs what results/study.jsonl lacks, `--report` writes this page and three
+figures from it. Finished: {done} of {all} cells.
+
+A cell: one student, 50,000 updates, on data of its seed's teacher. **Outcome**: the mean of the
+last five tests, whose 10 starts a seed's teacher and all its students share. Beside it the final
+100 episodes. A figure is the interquartile mean (IQM) over seeds, the mean without the lowest and
+the highest quarter (worst to best seed). Intervals are 95 % bootstrap intervals, for 10 seeds only:
+with 5 they cover about 90 %. bc is behaviour cloning: the same policy network learns to give the
+data's torques and knows no reward.
+
+**Coverage**: how many of 8 equal torque bins occur in a state cell (30 degrees by 2 rad/s),
+averaged over the cells that the data visits; it also grows with the number of rows. **Contrast**:
+the smaller critic's value of the data's torque minus its mean over all torques, over 500 states of
+the data. **Excess**: promise minus delivery, like with like: the promise is a soft value, so
+temperature times entropy from the second step on is added to the delivery.
+
+"last N": the last N of the teacher's 100 episodes; "all": the 100; "random 20": 20 episodes of
+uniformly random torques; "random 10 + last 10": 10 of these and the last 10; "2,000 rows": drawn
+from all.
+
+Made with {machines}.
+The same machine gives the same numbers; another processor or number of threads rounds differently,
+and what diverges then differs: reproducible as statistics, not digit by digit.
+"""
+
+
+def report():
+    study = Study()
+    kinds, ten = ("sac", "cql", "bc"), ("last 10", "all")
+    machines = sorted({"{cpu}, {threads} thread, Python {python}, torch {torch}, NumPy {numpy}, "
+                       "gym {gym}, commit {commit:.7}".format(**line) for line in study.lines})
+    text = [HEADER.format(done=len(study.lines), all=len(grid()), machines="; ".join(machines))]
+    shown = [data for data in DATA if study.get(data, "cql")]
+
+    def first(data, function):
+        return np.array([function(x) for x in study.get(data, "cql").values()])
+
+    def regime(title, function, digits=0, who=kinds, **more):
+        rows = [[data, f"{first(data, lambda x: x['coverage']).mean():.1f}",
+                 f"{first(data, lambda x: x['data mean']).mean():.0f}",
+                 *(f(data) for f in more.values()),
+                 *(spread(study.values(data, kind, function), digits) for kind in who)]
+                for data in shown]
+        return [f"## {title}\n", table(["data", "coverage", "data's mean", *more, *who], rows)]
+
+    text += regime("The regime map: outcome", outcome, seeds=lambda d: len(study.get(d, "cql")),
+                   teacher=lambda d: spread(np.array([outcome(study.teachers[s])
+                                                      for s in study.get(d, "cql")])))
+    text += regime("The final 100 episodes", lambda x: x["return"])
+    text += regime("Contrast at update 4,000", lambda x: at(x, 4000, 4), 2, kinds[:2])
+    text += regime("Contrast at the end", lambda x: x["tests"][-1][4], 2, kinds[:2])
+    text += regime("Promised at the final episodes' start", lambda x: x["promised"], 1, kinds[:2])
+    text += regime("Delivered there, 100 at most", lambda x: x["delivered"], 1, kinds[:2])
+    text += regime("Excess of the promise, like with like", excess, 1, kinds[:2])
+    text += regime("Temperature at the end", lambda x: x["temperature"], 3, kinds[:2])
+
+    for data in ten:
+        rows = []
+        for name in [name for which, name in study.groups if which == data]:
+            values = study.values(data, name)
+            low, high = interval(values)
+            rows.append([name, len(values), spread(values),
+                         f"{low:.0f} to {high:.0f}" if len(values) == 10 else "–",
+                         spread(study.to_teacher(data, name)),
+                         spread(study.values(data, name, lambda x: x["return"])),
+                         spread(study.values(data, name, excess), 1),
+                         f"{study.values(data, name, lambda x: x['minutes']).mean():.1f}"])
+        text += [f"## All students of {data}\n", table(
+            ["student", "seeds", "outcome", "95 %", "minus its teacher's", "final 100 episodes",
+             "excess", "minutes"], rows)]
+
+    rows = [[name, len(some), spread(np.array([*map(outcome, some.values())])),
+             spread(np.array([x["return"] for x in some.values()])),
+             spread(np.array([x["data mean"] for x in some.values()]))]
+            for name, some in (("corrected", study.teachers), ("as printed", study.printed))
+            if some]
+    text += ["## Teachers\n", table(
+        ["teacher", "seeds", "outcome", "final 100 episodes", "its data's mean"], rows)]
+    text += answers(study)
+    (RESULTS / "study.md").write_text("\n".join(text) + "\n")
+    for draw in (draw_last10, draw_students, draw_regimes):
+        draw(study)
+    print(f"{RESULTS / 'study.md'} and three figures, from {len(study.lines)} cells")
+
+
+def answers(study):
+    """The sentences and tables that README's verdicts rest on."""
+    def seeds(found):
+        return f"{sum(found)} of {len(found)}"
+
+    kinds, rows, moments = ("sac", "cql", "bc"), [], []
+    for data in [data for data in DATA if study.get(data, "cql")]:
+        groups = [[*study.get(data, kind).values()] for kind in kinds]
+        rows.append([data, *(study.pairs((data, "cql"), (data, other)) for other in ("sac", "bc")),
+                     *(seeds([x["return"] > x["data mean"] for x in lines]) for lines in groups),
+                     *(seeds(study.to_teacher(data, kind) > -25) for kind in kinds)])
+        when = [[f(x) for x in groups[0]] for f in (lost, above_100)]
+        moments.append([data, *(", ".join("never" if x is None else f"{x:,}" for x in some)
+                                for some in when)])
+    yield "## Where which student wins\n"
+    yield table(["data", "cql minus sac", "cql minus bc", *(f"{x} above its data" for x in kinds),
+                 *(f"{x} near its teacher" for x in kinds)], rows)
+    yield ("Above its data: the final 100 episodes against the data's mean, which has other starts."
+           "\nNear: less than 25 below its teacher, on the same starts.\n")
+    yield "## When sac fails, seed by seed\n"
+    yield table(["data", "return below the untrained student's for good from update",
+                 "promise above 100 from update"], moments)
+    yield "## More of what is asked\n"
+    for other, name in itertools.product(("bc", "cql"), ("cql", "sac")):
+        yield (f"- best tenth: {other} on the last 10 minus {name} on all: "
+               f"{study.pairs(('last 10', other), ('all', name))}")
+    for data, name in [("all", "cql as printed"), *itertools.product(
+            ("last 10", "all"), ("cql, weight 0.2", "cql, weight 1"))]:
+        yield f"- {data}: cql minus {name}: {study.pairs((data, 'cql'), (data, name))}"
+    for data, name in itertools.product(("last 10", "all"), ("cql", "sac")):
+        lines = study.get(data, name).values()
+        yield (f"- {data}, {name}: promises more than it delivers in the final episodes, like with "
+               f"like: {seeds([excess(x) > 0 for x in lines])} seeds")
+    # a critic that starts at 0 and follows its target, which moves by 0.005 of a hundredth
+    # (1 - 0.99) of the distance an update, has 1 - exp(-t / 20,000) of the way behind it
+    for name, update in itertools.product(("sac", "cql"), (10_000, 20_000, 40_000)):
+        share = study.values("all", name, lambda x: at(x, update, 2) / (
+            at(x, update, 3) + x["entropy bonus"]))
+        if len(share):
+            yield (f"- all, {name}: at update {update:,} the promise is {spread(share, 2)} of the "
+                   f"delivery; a critic that only warms up has "
+                   f"{1 - math.exp(-update / 20_000):.2f}")
+
+
+SHIFTS = {"sac": -0.04, "cql": 0.0, "bc": 0.04}                 # so that dots do not hide others
+COLOURS = {"sac": "C3", "cql": "C0", "bc": "C2", "cql as printed": "C4"}
+
+
+def figure(width, height):
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def draw_last10(study):
+    """Return and promise of sac and cql on the last 10 episodes: IQM, its band, every seed."""
+    picture = figure(13, 5)
+    left, right = picture.subplots(1, 2)
+
+    def curves(axes, name, column, colour, label, style="-"):
+        some = [np.array(line["tests"]) for line in study.get("last 10", name).values()]
+        updates, values = some[0][:, 0], np.stack([tests[:, column] for tests in some])
+        for value in values:
+            axes.plot(updates, value, style, color=colour, lw=0.5, alpha=0.5)
+        middle = [iqm(x) for x in values.T]
+        axes.plot(updates, middle, style, color=colour, lw=2, label=label.format(len(values)))
+        low, high = np.transpose([interval(x) for x in values.T])
+        axes.fill_between(updates, low, high, color=colour, alpha=0.2, lw=0)
+        return values
+
+    for name in ("sac", "cql"):
+        curves(left, name, 1, COLOURS[name], name + ", {} seeds")
+    for label, values, colour in (
+            ("teacher", np.array([outcome(study.teachers[seed])
+                                  for seed in study.get("last 10", "cql")]), "k"),
+            ("bc", study.values("last 10", "bc"), COLOURS["bc"]),
+            ("the data", study.values("last 10", "cql", lambda x: x["data mean"]), "0.5")):
+        left.axhline(iqm(values), color=colour, ls="--", label=f"{label}: {iqm(values):.0f}")
+    curves(right, "cql", 2, COLOURS["cql"], "cql promised")
+    curves(right, "cql", 3, "C9", "cql delivered", ":")
+    ends = curves(right, "sac", 2, COLOURS["sac"], "sac promised")[:, -1]
+    right.axhline(100, color="k", ls="-.", lw=1, label="the most possible")
+    out = ", ".join(f"{x:,.0f}" for x in sorted(ends) if x > 150)
+    right.text(0.98, 0.97, f"sac's seeds leave the axis and end at\n{out}", ha="right", va="top",
+               transform=right.transAxes, fontsize="small", color=COLOURS["sac"], wrap=True)
+    sac = study.get("last 10", "sac").values()
+    for label, moments, y in (("return lost", [*map(lost, sac)], 0.30),
+                              ("promise above 100", [*map(above_100, sac)], 0.22)):
+        if moments := [x for x in moments if x is not None]:
+            for axes in (left, right):
+                axes.axvline(np.median(moments), color=COLOURS["sac"], ls=":", lw=1)
+            left.text(np.median(moments) + 400, y, f"{label}: update {np.median(moments):,.0f}\n"
+                      f"(median of {len(moments)}, {min(moments):,} to {max(moments):,})",
+                      transform=left.get_xaxis_transform(), fontsize="small", color=COLOURS["sac"])
+    left.set(title="Return (mean of 10 episodes)", xlabel="update", ylabel="return")
+    right.set(title="Promise and delivery", xlabel="update", ylim=(-50, 150),
+              ylabel="discounted sum of (reward + 8) / 8")
+    left.legend(loc="center right", fontsize="small")
+    right.legend(loc="center right", fontsize="small")
+    picture.suptitle("Students of the last 10 episodes; thick: IQM, band: its 95 % interval")
+    picture.savefig(RESULTS / "last10.png")
+
+
+def draw_students(study):
+    """Every seed's outcome minus its teacher's, a panel for each of three datasets."""
+    datas = [data for data in ("last 10", "all", "random 20") if study.get(data, "cql")]
+    names = [[name for which, name in study.groups if which == data] for data in datas]
+    picture = figure(11, 1.2 + 0.34 * sum(map(len, names)))
+    panels = picture.subplots(len(datas), 1, sharex=True, squeeze=False,
+                              height_ratios=[*map(len, names)])[:, 0]
+    for axes, data, some in zip(panels, datas, names):
+        for y, name in enumerate(some):
+            values, colour = study.to_teacher(data, name), COLOURS.get(name, "C7")
+            axes.plot(values, np.full(len(values), y), "o", color=colour, ms=5, alpha=0.5)
+            axes.plot(iqm(values), y, "|", color=colour, ms=16, mew=3)
+        axes.axvline(0, color="k", ls=":", lw=1)
+        axes.set_xscale("symlog", linthresh=20)
+        axes.set(ylim=(len(some) - 0.4, -0.6), yticks=range(len(some)), title=f"Data: {data}",
+                 yticklabels=[f"{name} ({len(study.get(data, name))})" for name in some])
+        axes.grid(axis="x", alpha=0.3)
+    ticks = [-1000, -300, -100, -20, 0, 20]
+    panels[-1].set(xlabel="outcome minus the teacher's, same starts (logarithmic beyond 20)",
+                   xticks=ticks, xticklabels=ticks)
+    picture.suptitle("A dot is a seed, a bar their IQM; (seeds)")
+    picture.savefig(RESULTS / "study.png")
+
+
+def draw_regimes(study):
+    """Outcome against coverage: a dot for each seed, nested datasets joined by their IQM."""
+    picture = figure(12, 6.5)
+    axes = picture.subplots()
+    nested = [data for data in (*LASTS, "all") if study.get(data, "cql")]
+    mixed = [data for data in MIXTURES if study.get(data, "cql")]
+
+    def middle(data, function):
+        return np.mean([function(line) for line in study.get(data, "cql").values()])
+
+    for name in ("sac", "cql", "bc"):
+        for data, marker in [(data, "o") for data in nested] + [*zip(mixed, "sD^")]:
+            lines = study.get(data, name).values()
+            axes.plot([x["coverage"] + SHIFTS[name] for x in lines], [*map(outcome, lines)], marker,
+                      ms=5, color=COLOURS[name], alpha=0.45)
+        axes.plot([middle(data, lambda x: x["coverage"]) + SHIFTS[name] for data in nested],
+                  [iqm(study.values(data, name)) for data in nested], color=COLOURS[name], lw=2,
+                  label=name)
+    for data, marker in zip(mixed, "sD^"):
+        axes.plot([], [], marker, color="0.4", label=data)
+    axes.plot([middle(data, lambda x: x["coverage"]) for data in nested],
+              [middle(data, lambda x: x["data mean"]) for data in nested], "--", color="0.4",
+              label="the data's mean")
+    for data in mixed:
+        axes.plot(middle(data, lambda x: x["coverage"]), middle(data, lambda x: x["data mean"]),
+                  "_", color="0.4", ms=24, mew=2)
+    for data in nested + mixed:
+        axes.text(middle(data, lambda x: x["coverage"]), 1.01, data, rotation=40, ha="left",
+                  transform=axes.get_xaxis_transform(), fontsize="small")
+    ticks = [-1600, -800, -400, -200, -150, -120]
+    axes.set_yscale("symlog", linthresh=100)
+    axes.set(xlabel="coverage: occupied torque bins of 8 in a visited state cell",
+             ylabel="outcome: mean return of the last five tests (logarithmic)",
+             ylim=(-1900, -100), yticks=ticks, yticklabels=ticks)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    picture.savefig(RESULTS / "regimes.png")
 
 
 def main():

@@ -1,0 +1,113 @@
+"""The study's measures, on cases that can be told by hand; its runs are not tests."""
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import cql_pendulum as ours
+import study
+
+
+def test_program_is_the_code_that_the_numbers_follow_from(tmp_path, monkeypatch):
+    text = (study.TOP / "cql_pendulum.py").read_text()
+    monkeypatch.setattr(study, "TOP", tmp_path)
+
+    def program(old="", new=""):
+        assert old in text
+        (tmp_path / "cql_pendulum.py").write_text(text.replace(old, new) if old else text)
+        return study.program()
+
+    before = program()
+    assert program("# rows in a batch", "# rows") == before
+    assert program('"""The policy: a Gaussian', '"""A Gaussian') == before
+    assert program("in a window or a notebook", "somewhere") == before
+    for old, new in (("BATCH = 64", "BATCH = 65"), ("- value.mean()", "- value.max()"),
+                     ("scaled[-20:]", "scaled[-10:]"), ("TAU)", "2 * TAU)")):
+        assert program(old, new) != before, old
+
+
+def rows(angle, speed, torque):
+    found = np.zeros([len(angle), 10], np.float32)
+    found[:, 0], found[:, 1], found[:, 2] = np.cos(angle), np.sin(angle), speed
+    found[:, 3] = torque
+    return found
+
+
+def test_coverage_counts_bins_of_visited_cells():
+    torques = np.linspace(-1.99, 1.99, 8)
+    assert study.coverage(rows(np.full(8, 0.1), 0.5, torques)) == 8
+    assert study.coverage(rows(np.full(8, 0.1), 0.5, 1.0)) == 1
+    two = [rows(np.full(8, 0.1), 0.5, torques), rows(np.full(8, -3.0), -7.9, -2.0)]
+    assert study.coverage(np.concatenate(two)) == 4.5           # of two cells, whatever their rows
+    assert study.coverage(np.concatenate([two[0]] * 5 + [two[1]])) == 4.5
+    assert study.coverage(rows(np.radians([1, 29, 31]), 0.1, [-2.0, 2.0, 2.0])) == 1.5
+
+
+def test_contrast_is_the_datas_torque_against_all():
+    agent = ours.SAC()
+    for critic, more in ((agent.model_value1, 5.0), (agent.model_value2, 0.0)):
+        critic.forward = lambda state, action, more=more: 3 * state[:, 2:] - action ** 2 + more
+    mine = rows(np.linspace(-3, 3, 700), np.linspace(-8, 8, 700), 0.5)
+    wanted = -0.25 + np.mean(np.linspace(-2, 2, 41) ** 2)       # the state's part cancels
+    assert study.contrast(ours, agent, mine) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_interquartile_mean():
+    assert study.iqm([9, 1, 2, 3, -500, 4, 5, 1000]) == 3.5
+    assert study.iqm([1, 2, 6]) == 3
+
+
+def test_every_cell_has_its_own_key_and_comes_back(tmp_path, monkeypatch):
+    cells = study.grid()
+    assert len({study.key(cell) for cell in cells}) == len(cells)
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    lines = [cells[30] | {"program": study.program()}, cells[31] | {"program": "older"}]
+    (tmp_path / "study.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [*study.finished()] == [study.key(cells[30])]
+
+
+def test_the_moments_of_a_failure():
+    line = {"tests": [[0, -1400, 0, 5, 0], [2000, -1300, 20, 5, 0], [4000, -1500, 101, 5, 0],
+                      [6000, -1450, 90, 5, 0]]}
+    assert (study.lost(line), study.above_100(line)) == (4000, 4000)
+    line["tests"][-1][1] = -900
+    assert study.lost(line) is None
+    assert study.outcome({"tests": [[0, 99, 0, 0, 0]] + line["tests"] + [[8000, -100, 0, 0, 0]]}
+                         ) == (-1400 - 1300 - 1500 - 900 - 100) / 5
+
+
+def test_behaviour_cloning_learns_the_datas_torques():
+    torch.manual_seed(0)
+    agent = study.cloner(ours)
+    agent.optimizer_action = torch.optim.Adam(agent.model_action.parameters(), lr=3e-3)
+    state = torch.from_numpy(rows(np.linspace(-3, 3, 64), np.linspace(-1, 1, 64), 0)[:, :3])
+    action = 1.5 * state[:, 1:2]
+    for _ in range(400):
+        agent.train(state, action, None, None, None)
+    with torch.no_grad():
+        hidden = agent.model_action.fc_state(state)
+        mean = 2 * torch.tanh(agent.model_action.fc_mu(hidden))
+    assert (mean - action).abs().mean() < 0.15
+    assert math.isclose(agent.alpha.item(), math.log(0.01), rel_tol=1e-6)
+
+
+def test_the_data_that_students_get(tmp_path, monkeypatch):
+    """From a teacher that does not learn; the parts are nested and none is written twice."""
+    monkeypatch.setattr(study, "DATASETS", tmp_path)
+    monkeypatch.setattr(ours, "accelerate", lambda agent: lambda *_: None)
+    monkeypatch.setattr(ours, "evaluate", lambda agent, seeds: 3 * [np.zeros(len(seeds))])
+    whole, ten, five, few, uniform, mixed = (
+        study.make_data(ours, 0, name).rows for name in
+        ("all", "last 10", "last 5", "2,000 rows", "random 20", "random 10 + last 10"))
+    assert [len(x) for x in (whole, ten, five, few, uniform, mixed)] == [
+        20_000, 2000, 1000, 2000, 4000, 4000]
+    np.testing.assert_array_equal(whole[-2000:], ten)
+    np.testing.assert_array_equal(ten[-1000:], five)
+    np.testing.assert_array_equal(mixed, np.concatenate([uniform[:2000], ten]))
+    assert {x.tobytes() for x in few} <= {x.tobytes() for x in whole}
+    assert len({x.tobytes() for x in few}) == 2000
+    counts, _ = np.histogram(uniform[:, 3], 8, (-2, 2))
+    assert all(400 < count < 600 for count in counts)
+    assert len([*tmp_path.iterdir()]) == 1
