@@ -385,24 +385,24 @@ def accelerate(agent):
 
 def checked_records(agent, batch):
     """record(agent, batch), if three updates of two copies show that it changes no bit, else {}."""
-    drawn, records = (random.getstate(), np.random.get_state()), {}
+    drawn = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             plain, fast = copy.deepcopy(agent), copy.deepcopy(agent)
             before = [*vars(plain).values()]
             vars(fast).update(record(fast, batch))
-            for copied in (plain, fast):
+            for copied in 3 * [plain, fast]:
                 torch.manual_seed(0)
-                for _ in range(3):
-                    copied.train(*batch)
+                copied.train(*batch)
             same = all(map(torch.equal, tensors(parts(plain)), tensors(parts(fast))))
             if not same or [*map(id, before)] != [*map(id, vars(plain).values())]:
                 raise ValueError("replayed, they give other numbers")
-            records = record(agent, batch)
+            return record(agent, batch)
     except Exception as error:
         say(f"note: updates cannot be recorded and run plain, slower ({error!r:.90})", "stderr")
-    random.setstate(drawn[0]), np.random.set_state(drawn[1])
-    return records
+        return {}
+    finally:
+        random.setstate(drawn[0]), np.random.set_state(drawn[1])
 
 
 def record(agent, batch):
@@ -821,15 +821,14 @@ def parse_options(argv):
                               ("weight", 0, 1e6), ("last", 1, 10 ** 6), ("first", 1, 10 ** 6)):
         if (value := getattr(options, name)) is not None and not least <= value <= most:
             parser.error(f"--{name} {value}: give a number from {least} to {most}")
-    every = vars(options).keys()
-    for name, useless in (("resume", every - {"resume", "plain"}), ("first", {"last"}),
-                          ("play", every - {"play", "seed"}), ("dataset", {"epochs"}),
+    for name, useless in (("resume", given - {"resume", "plain"}), ("first", {"last"}),
+                          ("play", given - {"play", "seed"}), ("dataset", {"epochs"}),
                           ("student", {"weight"} if options.student == "sac" else set())):
         if name in given and (wrong := given & useless):
             parser.error(f"--{name} has no use for --{min(wrong).replace('_', '-')}; leave it out")
     kept = min(options.epochs, CAPACITY // EPISODE)
-    if not options.dataset and (max(options.first or 0, options.last or 0) > kept
-                                or options.first and options.epochs > kept):
+    asked = max(options.last or 0, options.first or 0, options.epochs if options.first else 0)
+    if asked > kept and not options.dataset:
         parser.error(f"--first, --last: {options.epochs} epochs leave the last {kept} episodes")
     names = ERRATA if options.as_printed == [] else options.as_printed or ()
     options.as_printed = sorted(check_errata(names))
