@@ -750,6 +750,7 @@ def draw_curves(run, student):
     for who, colour in (("the data", "0.4"), ("the teacher", "C0")):
         if who in run.table:
             learner.axhline(np.mean(run.table[who]), color=colour, ls="--", label=who)
+    learner.margins(y=0.1)
     promise.axhline(100, color="k", ls="-.", label="the most possible")
 
     angle, speed = np.meshgrid(np.linspace(-math.pi, math.pi, 121), np.linspace(-8, 8, 121))
