@@ -10,6 +10,7 @@ from (the page's part and NUMBERS below). Each line says on which machine and co
 import argparse
 import ast
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -100,8 +101,10 @@ def machine():
     info = pathlib.Path("/proc/cpuinfo")
     names = [line.split(": ")[1] for line in info.read_text().splitlines()
              if line.startswith("model name")] if info.exists() else [platform.processor()]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=TOP,
-                            capture_output=True, text=True, check=True).stdout.strip()
+    git = functools.partial(subprocess.run, cwd=TOP, capture_output=True, text=True)
+    commit = git(["git", "rev-parse", "HEAD"], check=True).stdout.strip()
+    if git(["git", "diff", "--quiet", "HEAD", "--", "cql_pendulum.py", "tests"]).returncode:
+        commit += "-changed"
     return {"cpu": names[0], "threads": torch.get_num_threads(),
             "python": platform.python_version(), "torch": torch.__version__,
             "numpy": np.__version__, "gym": gym.__version__, "commit": commit}
