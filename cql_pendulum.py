@@ -14,10 +14,10 @@ import os
 import random
 import signal
 
-if __name__ == "__main__" and os.name == "posix":    # before torch: Ctrl-C waits for main's answer
+if __name__ == "__main__" and os.name == "posix":     # signals wait until main can answer them
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-if "OMP_WAIT_POLICY" not in os.environ:              # before torch: its idle threads are to leave
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # the processor to others soon
+if "OMP_WAIT_POLICY" not in os.environ:               # before torch: its idle threads soon give
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")   # their processor to others
 
 import gym  # noqa: E402
 import numpy as np  # noqa: E402
@@ -33,8 +33,8 @@ TORQUE = 2.0           # Pendulum's torque lies in [-2, 2] N m
 GAMMA = 0.99           # discount for each step
 TAU = 0.005            # soft update of the target critics
 TARGET_ENTROPY = -1.0  # minus the number of action dimensions (SAC, appendix D)
-SCALE = 8              # train sees (reward + 8) / 8, which lies between -1.03 and 1
-ERRATA = {
+SCALE = 8              # an update uses (reward + 8) / 8, from -1.03 to 1; Data keeps the reward
+ERRATA = {             # jacobian acts in SAC and CQL, sign and range in CQL alone, timeout in Data
     "jacobian": "log(1 - tanh(action)^2), where action is a tanh already; right: log(1 - action^2)",
     "sign": "the penalty has Q - entropy, where entropy is -log pi; right: Q - log pi",
     "range": "random torques from (-1, 1); right: 2 * uniform(-1, 1), as the policy's are 2 * tanh",
@@ -52,7 +52,7 @@ def check_errata(names):
 
 class MyWrapper(gym.Wrapper):
     """Pendulum-v1 with the page's interface. A state is (cos angle, sin angle, speed in rad/s),
-    upright at angle 0; a reward is -(angle^2 + 0.1 speed^2 + 0.001 torque^2)."""
+    upright at angle 0; a step's reward is -(angle^2 + 0.1 speed^2 + 0.001 torque^2) before it."""
 
     def __init__(self):
         # gym's checker uses np.bool8, which NumPy 2 no longer has
@@ -147,8 +147,8 @@ class SAC:
             self.fc_std = torch.nn.Sequential(torch.nn.Linear(128, 1), torch.nn.Softplus())
 
         def forward(self, state, n=1):
-            """[b, 3] -> n torques a state (page: 1), [b, n], and the entropy of each, [b, n]: minus
-            the log of its density per unit of tanh (SAC, appendix C)."""
+            """[b, 3] -> n torques a state (page: 1; CQL: 5), [b, n], and the entropy of each,
+            [b, n]: minus the log density of its tanh, that is of torque / 2 (SAC, appendix C)."""
             state = self.fc_state(state)                            # [b, 3] -> [b, 128]
             mu, std = self.fc_mu(state), self.fc_std(state)         # [b, 128] -> [b, 1]
             dist = torch.distributions.Normal(mu.expand(-1, n), std, validate_args=False)
@@ -162,7 +162,8 @@ class SAC:
             return action * TORQUE, entropy
 
     class ModelValue(torch.nn.Module):
-        """A critic: the soft value of a torque in a state, in the unit of the scaled reward."""
+        """A critic: the discounted scaled rewards and, from the next step on, temperature times
+        entropy that follow a torque in a state."""
 
         def __init__(self):
             super().__init__()
@@ -212,7 +213,8 @@ class SAC:
         return reward_sum
 
     def train(self, state, action, reward, next_state, over):
-        """One update (SAC, algorithm 1) from a batch like Data.get_sample's, else ValueError."""
+        """One update (SAC, algorithm 1) from a batch like Data.get_sample's, else ValueError, or
+        RuntimeError where its columns differ in length."""
         rows = torch.cat([state, action, reward, next_state, over], dim=1)      # [b, 9]
         if rows.shape[1] != 9 or not len(rows) or not rows.sum().isfinite():
             raise ValueError("a batch is finite, has 3, 1, 1, 3 and 1 columns, and is not empty")
@@ -226,7 +228,7 @@ class SAC:
         self._soft_update(self.model_value2, self.model_value_next2)
 
     def _backward_value(self, state, action, reward, next_state, over):
-        """Set the gradients of the critics' losses."""
+        """Set the gradients of the critics' losses (a method, so that accelerate can record it)."""
         target = self._get_target((reward + SCALE) / SCALE, next_state, over)             # [b, 1]
         loss_value1 = self._get_loss_value(self.model_value1, target, state, action, next_state)
         loss_value2 = self._get_loss_value(self.model_value2, target, state, action, next_state)
@@ -280,7 +282,7 @@ class CQL(SAC):
 
     def _get_loss_value(self, model_value, target, state, action, next_state):
         """SAC's loss of one critic plus weight * (log of the integral of exp Q over tanh's (-1, 1),
-        estimated from 15 torques and up to log 15, minus Q of the data's torque), a scalar."""
+        estimated from 15 torques, plus log 15, minus Q of the data's torque), a scalar."""
         # Page: (-1, 1), which leaves half of the torques out of the penalty.
         limit = 1 if "range" in self.as_printed else TORQUE
         rand_action = limit * torch.empty([len(state), SAMPLES]).uniform_(-1, 1)       # [b, 5]
@@ -308,8 +310,8 @@ class CQL(SAC):
 
 
 def train_teacher(teacher, data, epochs, run, train):
-    """The page's online loop, flat, so that `run` can stop and go on at every step; run.test is the
-    page's test_result. `train` is teacher.train, or accelerate(teacher)."""
+    """The page's online loop, flat: `run` can stop and go on at every step. run.test is test_result
+    from 10 fixed starts, also at the end. `train` is teacher.train or accelerate(teacher)."""
     for step in run.steps("teacher", teacher, epochs * UPDATES, data):
         epoch, i = divmod(step, UPDATES)
         if i == 0:
@@ -335,7 +337,6 @@ import functools
 import hashlib
 import importlib
 import io
-import itertools
 import json
 import pathlib
 import re
@@ -347,10 +348,9 @@ import warnings
 import zipfile
 
 __all__ = ["CQL", "Data", "ERRATA", "MyWrapper", "SAC", "accelerate", "env"]
-COLUMNS = {"observations": "f3", "actions": "f1", "rewards": "f", "next_observations": "f3",
-           "terminals": "b", "timeouts": "b"}              # D4RL's names; float or bool, and width
-LEAST = np.float32([-1, -1, -8, -2, -16.3, -1, -1, -8, 0, 0])         # of the rows of any Pendulum
-MOST = np.float32([1, 1, 8, 2, 0, 1, 1, 8, 1, 1])
+STATE = "float", [-1, -1, -8], [1, 1, 8]            # kind, and any Pendulum's least and most
+COLUMNS = {"observations": STATE, "actions": ("float", [-2], [2]), "rewards": ("float", -16.3, 0),
+           "next_observations": STATE, "terminals": ("bool", 0, 1), "timeouts": ("bool", 0, 1)}
 LARGEST = 1 << 30                # bytes of a file that is read, packed or unpacked
 PROGRAM = pathlib.Path(__file__).read_text(encoding="utf-8")
 
@@ -362,11 +362,10 @@ class UserError(ValueError):
 def accelerate(agent):
     """A function with train's arguments that makes the same updates to the same agent, to the last
     bit and faster: train, with records of _backward_value and _backward_action in their place.
-
-    Python in these two (a print, a breakpoint) runs while they are recorded, then no more. Updates
-    run plain, after a line of notice, where they cannot be recorded (.item(), an if on a tensor, a
-    normalization), and without one for batches of another size and once an attribute of the agent
-    (weight, a network) is another object. After a change inside one call accelerate again."""
+    Python in these two (a print, a hook, a breakpoint) runs a few times in the first call, then no
+    more. Updates run plain, after a notice, where they cannot be recorded (.item(), an if on a
+    tensor, a normalization), and with none for other batch sizes and once an attribute (weight, a
+    network) is replaced. After a change inside a network or the code, accelerate again."""
     records = None
 
     def train(*batch):
@@ -436,8 +435,6 @@ def record(agent, batch):
             traced = torch.jit.trace(make_fx(gradients)(*batch), batch, check_trace=False)
         for tidy in ("constant_propagation", "peephole", "cse", "dce"):         # a tenth less time
             getattr(torch._C, f"_jit_pass_{tidy}")(traced.graph)
-        for p in parameters:
-            p.grad = None
         return replay
 
     return {"_backward_value": one(agent._backward_value, *batch),
@@ -447,8 +444,7 @@ def record(agent, batch):
 @torch.no_grad()
 def evaluate(agent, seeds):
     """One episode for each seed, all side by side: returns, promised, delivered, [episodes] each.
-
-    Promised is the smaller critic's value of the first torque, temperature times entropy included;
+    Promised is the smaller critic's value of the first torque, with later steps' entropy bonus;
     delivered is what the episode then pays in that unit, without entropy: the sum of 0.99^t times
     (reward + 8) / 8 over its T steps, and 0.99^T / (1 - 0.99) times the mean of the last 20, as if
     its end lasted; 100 at most. The same seeds give the same starts and the same noise."""
@@ -524,8 +520,7 @@ def optional(name, without):
 
 
 def write_whole(path, content):
-    """Write bytes to a file that appears whole or not at all, even when the power fails, else
-    raise UserError."""
+    """Write a file that appears whole or not at all, even when the power fails; or UserError."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(part, "xb") as file:
@@ -543,14 +538,13 @@ def write_whole(path, content):
 
 @contextlib.contextmanager
 def reading(path):
-    """The bytes of a file. Whatever goes wrong while they are used becomes a UserError: damaged
-    zips, pickles and arrays share no class of errors."""
+    """The bytes of a file; any error in their use (zips, pickles, arrays) becomes a UserError."""
     try:
         with open(path, "rb") as file:
             yield file.read(LARGEST)
     except Exception as error:
         why = error if isinstance(error, UserError) else getattr(error, "strerror", None)
-        why = why or f"damaged, or not what a run leaves ({error!r:.90})"
+        why = why or f"damaged, or not of these classes and networks ({error!r:.90})"
         raise UserError(f"{path}: {why}") from None
 
 
@@ -563,8 +557,7 @@ def save_dataset(data, path):
 
 
 def load_dataset(path, as_printed=()):
-    """A frozen Data from an npz file with D4RL's names; UserError for any other file, and for
-    numbers that Pendulum never gives."""
+    """A frozen Data from an npz file; UserError where it is not one of Pendulum, see COLUMNS."""
     data = Data(as_printed)
     with reading(path) as content, zipfile.ZipFile(zipped := io.BytesIO(content)) as members:
         if sum(member.file_size for member in members.infolist()) > LARGEST:
@@ -573,20 +566,16 @@ def load_dataset(path, as_printed=()):
         if missing := COLUMNS.keys() - set(file.files):
             raise UserError(f"lacks {', '.join(sorted(missing))} of {', '.join(COLUMNS)}")
         n = file["rewards"].size
-        for name, (kind, *width) in COLUMNS.items():
-            x, shape = file[name], [n, *map(int, width)]
-            if [*x.shape] != shape or x.dtype.kind != kind:
-                kind = "bool" if kind == "b" else "float"
+        for name, (kind, least, most) in COLUMNS.items():
+            x, shape = file[name], [n, *np.shape(least)]
+            if [*x.shape] != shape or x.dtype.kind != kind[0]:
                 raise UserError(f"{name} is {x.dtype} {[*x.shape]}; it must be {kind} {shape}")
+            radius = np.hypot(x[:, 0], x[:, 1]) if shape == [n, 3] else np.ones(n)      # cos, sin
+            if not ((x >= least) & (x <= most)).all() or (abs(radius - 1) > 1e-3).any():
+                raise UserError(f"{name} has NaN or numbers that are not Pendulum's")
         if n < BATCH:
             raise UserError(f"{n} rows; a batch draws {BATCH} different ones")
         data.rows = np.column_stack([file[name] for name in COLUMNS]).astype(np.float32)
-        right = ((data.rows >= LEAST) & (data.rows <= MOST)).all(axis=0)        # NaN is neither
-        right[[0, 5]] &= (abs(np.hypot(data.rows[:, [0, 5]], data.rows[:, [1, 6]]) - 1) < 1e-3
-                          ).all(axis=0)
-        if not right.all():
-            names = [name for name, kind in COLUMNS.items() for _ in range(int(kind[1:] or 1))]
-            raise UserError(f"{names[right.argmin()]} has NaN or numbers that are not Pendulum's")
     return data.freeze()
 
 
@@ -603,8 +592,7 @@ def tensors(found):
 
 
 def save_agent(path, agent, **more):
-    """Write all that going on with an agent needs, and what else is given; raises UserError when
-    the agent has diverged."""
+    """Write all that going on with an agent needs, and `more`; UserError if it has diverged."""
     if not all(x.isfinite().all() for x in tensors(parts(agent))):
         raise UserError(f"{path}: not written, the agent is NaN or infinite; an earlier one stays. "
                         f"Try another --seed or a smaller --weight")
@@ -615,8 +603,8 @@ def save_agent(path, agent, **more):
 
 
 def load_agent(path):
-    """The agent in a .pt file, and the file's whole content; UserError for any file that save_agent
-    did not write. Runs no code from it, so a subclass of SAC must be defined already."""
+    """The agent in a file of save_agent (else UserError), and all its content. Runs no code from
+    it, so a subclass of SAC must be defined already."""
     with reading(path) as content, warnings.catch_warnings(action="ignore"):
         plain = content[:-66] + b"\0\0"
         if hashlib.sha256(plain).hexdigest().encode() != content[-64:]:
@@ -729,11 +717,10 @@ def go_on(out):
 
 
 def draw_curves(run, student):
-    """The run's picture, a matplotlib Figure, or None without matplotlib: curves, the student's
-    policy and critic over all states, its critic over all torques in three states of the data."""
-    if not (matplotlib := optional("matplotlib.figure", "no curves.png")):
-        return None
-    figure = matplotlib.Figure(figsize=(13, 7.5), layout="constrained")
+    """The run's picture, a matplotlib Figure: curves, the student's policy and critic over all
+    states, its critic over all torques in three states of the data."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(13, 7.5), layout="constrained")
     paid, plane = "return of an episode", ("angle (degrees, 0 is up)", "speed (rad/s)")
     teacher, learner, promise, policy, critic, slices = (
         figure.add_subplot(2, 3, k, title=title, xlabel=x, ylabel=y) for k, title, x, y in (
@@ -741,28 +728,26 @@ def draw_curves(run, student):
             (3, "Promise and delivery", "update", "discounted sum of (reward + 8) / 8"),
             (4, "Student's policy; the data", *plane), (5, "Student's critic", *plane),
             (6, "Critic over all torques, | the data's", "torque (N m)", "value")))
-    for axes, stage, column, style, label in (
-            (teacher, "teacher", 2, "o-C0", "teacher"), (learner, "student", 2, "o-C1", "student"),
-            (promise, "student", 3, "o-C3", "promised"),
-            (promise, "student", 4, "s-C2", "delivered")):
-        points = [(row[1], row[column]) for row in run.log if row[0] == stage]
-        axes.plot(*np.reshape(points, (-1, 2)).T, style, label=label, ms=4)
+    for axes, label, column, style in (
+            (teacher, "teacher", 2, "o-C0"), (learner, "student", 2, "o-C1"),
+            (promise, "promised", 3, "o-C3"), (promise, "delivered", 4, "s-C2")):
+        rows = [row for row in run.log if row[0] == ("teacher" if axes is teacher else "student")]
+        axes.plot([x[1] for x in rows], [x[column] for x in rows], style, label=label, ms=4)
     for who, colour in (("the data", "0.4"), ("the teacher", "C0")):
         if who in run.table:
             learner.axhline(np.mean(run.table[who]), color=colour, ls="--", label=who)
     learner.margins(y=0.1)
     promise.axhline(100, color="k", ls="-.", label="the most possible")
-
     angle, speed = np.meshgrid(np.linspace(-math.pi, math.pi, 121), np.linspace(-8, 8, 121))
     grid = torch.tensor(np.dstack([np.cos(angle), np.sin(angle), speed])).float().reshape(-1, 3)
     data, torque = torch.tensor(run.data.rows), torch.linspace(-TORQUE, TORQUE, 81)[:, None]
     with torch.no_grad():
         mean = TORQUE * student.model_action.fc_mu(student.model_action.fc_state(grid)).tanh()
+        value = least_value(student, grid, mean)
         low, high = np.percentile(least_value(student, data[:, :3], data[:, 3:4]), [1, 99])
         for axes, picture, label, style in (
                 (policy, mean, "torque at the policy's mean (N m)", {"cmap": "coolwarm"}),
-                (critic, least_value(student, grid, mean), "value of that torque",
-                 {"vmin": low, "vmax": high})):
+                (critic, value, "value of that torque", {"vmin": low, "vmax": high})):
             image = axes.pcolormesh(np.degrees(angle), speed, picture.reshape(angle.shape), **style)
             figure.colorbar(image, ax=axes, label=label)
         policy.plot(data[:, 1].atan2(data[:, 0]).rad2deg(), data[:, 2], ",k", alpha=0.5)
@@ -793,7 +778,7 @@ def play(path, seed, run):
     if frames:
         frames[0].save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=frames[1:],
                        duration=50, loop=0)                                     # a step is 50 ms
-        names = (path.with_name(f"{path.name}-{k}.gif") for k in itertools.count(1))
+        names = (path.with_name(f"{path.name}-{k}.gif") for k in range(1, 10 ** 6))
         write_whole(file := next(name for name in names if not name.exists()), buffer.getvalue())
         say(f"animation: {file}")
 
@@ -818,8 +803,10 @@ def parse_options(argv):
     add("--play", type=path, metavar="FILE", help="play an episode with a saved agent, animated")
     options = parser.parse_args(argv)
     given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
-    for name, least, most in (("seed", 0, 2 ** 32 - 1), ("epochs", 1, 10 ** 6), ("steps", 1, 1e9),
-                              ("weight", 0, 1e6), ("last", 1, 10 ** 6), ("first", 1, 10 ** 6)):
+    kept = 10 ** 6 if options.dataset else min(options.epochs, CAPACITY // EPISODE)
+    for name, least, most in (
+            ("epochs", 1, CAPACITY // EPISODE if options.first else 10 ** 6), ("steps", 1, 1e9),
+            ("seed", 0, 2 ** 32 - 1), ("weight", 0, 1e6), ("last", 1, kept), ("first", 1, kept)):
         if (value := getattr(options, name)) is not None and not least <= value <= most:
             parser.error(f"--{name} {value}: give a number from {least} to {most}")
     for name, useless in (("resume", given - {"resume", "plain"}), ("first", {"last"}),
@@ -827,18 +814,13 @@ def parse_options(argv):
                           ("student", {"weight"} if options.student == "sac" else set())):
         if name in given and (wrong := given & useless):
             parser.error(f"--{name} has no use for --{min(wrong).replace('_', '-')}; leave it out")
-    kept = min(options.epochs, CAPACITY // EPISODE)
-    asked = max(options.last or 0, options.first or 0, options.epochs if options.first else 0)
-    if asked > kept and not options.dataset:
-        parser.error(f"--first, --last: {options.epochs} epochs leave the last {kept} episodes")
-    names = ERRATA if options.as_printed == [] else options.as_printed or ()
-    options.as_printed = sorted(check_errata(names))
+    options.as_printed = [*ERRATA] if options.as_printed == [] else options.as_printed or []
     return options
 
 
 def begin(options, argv, run):
     """Make and take the run's folder and write its config.json; UserError where that cannot be."""
-    for k in itertools.count(1):
+    for k in range(1, 10 ** 6):
         out = options.out or pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}")
         try:
             out.mkdir(parents=True, exist_ok=bool(options.out))
@@ -864,8 +846,7 @@ def work(options, argv, run):
     """The main job, or what is left of it: teacher, dataset, student, table, picture."""
     agent, data, plain, threads = None, None, options.plain, torch.get_num_threads()
     if options.resume:
-        file = options.resume.name == "checkpoint.pt"
-        run.take(options.resume.parent if file else options.resume)
+        run.take(options.resume.parent if options.resume.is_file() else options.resume)
         agent, saved = load_agent(run.out / "checkpoint.pt")
         with reading(run.out / "checkpoint.pt"):
             rows, options = run.restore(saved), parse_options(run.argv)
@@ -926,16 +907,20 @@ def settle_process(groups="/sys/fs/cgroup"):
                 torch.set_num_threads(max(1, min(torch.get_num_threads(), quota // period)))
 
 
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv):
     sys.stdout, sys.stderr = (x or open(os.devnull, "w") for x in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):                                      # not a notebook's
             stream.reconfigure(errors="backslashreplace")
     settle_process()
     run, signums = Run(), {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-    handlers = {signum: signal.signal(signum, lambda signum, _: run.signals.append(signum))
-                for signum in signums if signal.getsignal(signum) != signal.SIG_IGN}    # nohup
+
+    def heard(signum, _):
+        run.signals.append(signum)
+        signal.signal(signum, signal.SIG_DFL)               # a second one ends even an endless loop
+
+    handlers = {signum: signal.signal(signum, heard) for signum in signums
+                if signal.getsignal(signum) != signal.SIG_IGN}                          # nohup
     if os.name == "posix":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
     try:
@@ -959,4 +944,4 @@ def main(argv=None):
 #                 "tqdm==4.70.1", "matplotlib==3.11.2", "pygame-ce==2.5.8", "pillow==13.0.0"]
 # ///
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -647,11 +647,6 @@ def test_help_explains_every_option(capsys, monkeypatch):
     assert all(name in " ".join(named["as-printed"].split()) for name in ours.ERRATA)
 
 
-def test_readme_shows_the_real_options(capsys, monkeypatch):
-    text = help_text(capsys, monkeypatch)
-    assert text[text.index("options:"):].rstrip() in (TOP / "README.md").read_text()
-
-
 def test_readme_links_to_the_errata():
     source = (TOP / "cql_pendulum.py").read_text().splitlines()
     links = re.findall(r"\[(\w+)\]\(cql_pendulum\.py#L(\d+)\)", (TOP / "README.md").read_text())

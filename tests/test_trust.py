@@ -147,19 +147,24 @@ def test_the_printed_command_goes_on(uninterrupted, tmp_path):
     assert {file.name for file in (tmp_path / name).iterdir()} >= FILES - {"curves.png"}
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="there is no /proc here")
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc here")
+
+
+def mask(program, name):
+    """A signal mask of the process: SigBlk blocked, SigCgt caught."""
+    status = pathlib.Path(f"/proc/{program.process.pid}/status").read_text()
+    return int(re.search(rf"{name}:\s*(\w+)", status)[1], 16)
+
+
+@needs_proc
 def test_a_signal_while_it_starts(tmp_path):
     """From the module's first lines on; before them a signal is Python's own affair."""
-    def answering(program):
-        status = pathlib.Path(f"/proc/{program.process.pid}/status").read_text()
-        return int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16) >> signal.SIGINT - 1 & 1
-
     for delay, signum in ((0.0, signal.SIGINT), (0.1, signal.SIGTERM), (0.3, signal.SIGINT),
                           (1.0, signal.SIGINT)):
         folder = tmp_path / str(delay)
         folder.mkdir()
         program = Program(folder, "--plain", "--epochs", 9, "--out", "run", command=SCRIPT)
-        program.until(lambda: answering(program))
+        program.until(lambda: mask(program, "SigBlk") >> signal.SIGINT - 1 & 1)
         time.sleep(delay)
         program.send(signum)
         assert program.end() == 128 + signum
@@ -275,6 +280,24 @@ def test_a_signal_while_playing(uninterrupted, tmp_path, capsys, monkeypatch):
     status, said = stopped(capsys, "--play", uninterrupted / "student.pt")
     assert (status, said) == (130, "stopped; nothing was saved yet\n")
     assert content(uninterrupted) == before
+
+
+@needs_proc
+def test_a_second_signal_ends_an_endless_loop(tmp_path):
+    """A learner's loss that never returns: the first signal waits for the update's end in vain."""
+    program = Program(tmp_path, "--plain", "--out", "run", before=UNDRAWN + '''
+def endless(agent, *batch):
+    open("looping", "w").close()
+    while True:
+        pass
+ours.SAC.train = endless
+''')
+    program.until((tmp_path / "looping").exists)
+    program.send(signal.SIGTERM)
+    program.until(lambda: not mask(program, "SigCgt") >> signal.SIGTERM - 1 & 1)    # it was heard
+    program.send(signal.SIGTERM)
+    assert program.end() == -signal.SIGTERM
+    assert_whole(tmp_path / "run")
 
 
 def test_handlers_are_put_back(quick, tmp_path, capsys):
@@ -550,10 +573,10 @@ def idle(monkeypatch):
     (["--weight", "inf"], "--weight"),
     (["--last", "0"], "--last"),
     (["--first", "-1"], "--first"),
-    (["--last", "11", "--epochs", "10"], "10 epochs leave the last 10 episodes"),
-    (["--first", "101"], "100 epochs"),
-    (["--first", "10", "--epochs", "501"], "501 epochs leave the last 500 episodes"),
-    (["--last", "501", "--epochs", "600"], "600 epochs leave the last 500 episodes"),
+    (["--last", "11", "--epochs", "10"], "--last 11: give a number from 1 to 10"),
+    (["--first", "101"], "--first 101: give a number from 1 to 100"),
+    (["--first", "10", "--epochs", "501"], "--epochs 501: give a number from 1 to 500"),
+    (["--last", "501", "--epochs", "600"], "--last 501: give a number from 1 to 500"),
     (["--last", "1", "--first", "1"], "--first has no use for --last"),
     (["--student", "dqn"], "--student"),
     (["--weight", "3", "--student", "sac"], "--student has no use for --weight"),
