@@ -526,7 +526,8 @@ def draw_last10(study):
     right.axhline(100, color="k", ls="-.", lw=1, label="the most possible")
     out = ", ".join(f"{x:,.0f}" for x in sorted(ends) if x > 150)
     right.text(0.98, 0.97, f"sac's seeds leave the axis and end at\n{out}", ha="right", va="top",
-               transform=right.transAxes, fontsize="small", color=COLOURS["sac"], wrap=True)
+               transform=right.transAxes, fontsize="small", color=COLOURS["sac"], zorder=9,
+               bbox={"color": "w", "alpha": 0.8})
     sac = study.get("last 10", "sac").values()
     for label, moments, y in (("return lost", [*map(lost, sac)], 0.30),
                               ("promise above 100", [*map(above_100, sac)], 0.22)):
@@ -574,35 +575,32 @@ def draw_regimes(study):
     picture = figure(12, 6.5)
     axes = picture.subplots()
     nested = [data for data in (*LASTS, "all") if study.get(data, "cql")]
-    mixed = [data for data in MIXTURES if study.get(data, "cql")]
-
-    def middle(data, function):
-        return np.mean([function(line) for line in study.get(data, "cql").values()])
-
+    mixed = dict(zip([data for data in MIXTURES if study.get(data, "cql")], "sD^"))
+    where = {data: study.values(data, "cql", lambda x: x["coverage"]) for data in (*nested, *mixed)}
+    middle = {data: x.mean() for data, x in where.items()}
     for name in ("sac", "cql", "bc"):
-        for data, marker in [(data, "o") for data in nested] + [*zip(mixed, "sD^")]:
-            lines = study.get(data, name).values()
-            axes.plot([x["coverage"] + SHIFTS[name] for x in lines], [*map(outcome, lines)], marker,
-                      ms=5, color=COLOURS[name], alpha=0.45)
-        axes.plot([middle(data, lambda x: x["coverage"]) + SHIFTS[name] for data in nested],
-                  [iqm(study.values(data, name)) for data in nested], color=COLOURS[name], lw=2,
-                  label=name)
-    for data, marker in zip(mixed, "sD^"):
+        look = {"color": COLOURS[name], "label": name}
+        for data in where:
+            axes.plot(where[data] + SHIFTS[name], study.to_teacher(data, name), mixed.get(data, "o"),
+                      ms=6, color=COLOURS[name], alpha=0.45)
+        axes.plot([middle[data] + SHIFTS[name] for data in nested],
+                  [iqm(study.to_teacher(data, name)) for data in nested], lw=2, **look)
+    for data, marker in mixed.items():
         axes.plot([], [], marker, color="0.4", label=data)
-    axes.plot([middle(data, lambda x: x["coverage"]) for data in nested],
-              [middle(data, lambda x: x["data mean"]) for data in nested], "--", color="0.4",
-              label="the data's mean")
+
+    below = {data: iqm(np.array([x["data mean"] - study.teachers[seed]["return"] for seed, x in
+                                 study.get(data, "cql").items()])) for data in where}
+    axes.plot([middle[data] for data in nested], [below[data] for data in nested], "--",
+              color="0.4", label="the data's mean")
     for data in mixed:
-        axes.plot(middle(data, lambda x: x["coverage"]), middle(data, lambda x: x["data mean"]),
-                  "_", color="0.4", ms=24, mew=2)
-    for data in nested + mixed:
-        axes.text(middle(data, lambda x: x["coverage"]), 1.01, data, rotation=40, ha="left",
-                  transform=axes.get_xaxis_transform(), fontsize="small")
-    ticks = [-1600, -800, -400, -200, -150, -120]
-    axes.set_yscale("symlog", linthresh=100)
-    axes.set(xlabel="coverage: occupied torque bins of 8 in a visited state cell",
-             ylabel="outcome: mean return of the last five tests (logarithmic)",
-             ylim=(-1900, -100), yticks=ticks, yticklabels=ticks)
+        axes.plot(middle[data], below[data], "_", color="0.4", ms=24, mew=2)
+    for data in nested:
+        axes.text(middle[data], 1.01, data, rotation=40, transform=axes.get_xaxis_transform())
+    ticks = [-1500, -1000, -500, -200, -100, -50, -20, 0, 20]
+    axes.set_yscale("symlog", linthresh=20)
+    axes.set(xlabel="coverage: occupied torque bins of 8 in a visited state cell", ylim=(-1900, 40),
+             ylabel="return minus the teacher's (logarithmic below -20)", yticks=ticks,
+             yticklabels=ticks)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     picture.savefig(RESULTS / "regimes.png")
