@@ -576,20 +576,21 @@ def draw_regimes(study):
     axes = picture.subplots()
     nested = [data for data in (*LASTS, "all") if study.get(data, "cql")]
     mixed = dict(zip([data for data in MIXTURES if study.get(data, "cql")], "sD^"))
-    where = {data: study.values(data, "cql", lambda x: x["coverage"]) for data in (*nested, *mixed)}
-    middle = {data: x.mean() for data, x in where.items()}
+    middle = {data: study.values(data, "cql", lambda line: line["coverage"]).mean()
+              for data in (*nested, *mixed)}
     for name in ("sac", "cql", "bc"):
         look = {"color": COLOURS[name], "label": name}
-        for data in where:
-            axes.plot(where[data] + SHIFTS[name], study.to_teacher(data, name), mixed.get(data, "o"),
-                      ms=6, color=COLOURS[name], alpha=0.45)
+        for data in middle:
+            x = study.values(data, name, lambda line: line["coverage"]) + SHIFTS[name]
+            axes.plot(x, study.to_teacher(data, name), mixed.get(data, "o"), ms=6,
+                      color=COLOURS[name], alpha=0.45)
         axes.plot([middle[data] + SHIFTS[name] for data in nested],
                   [iqm(study.to_teacher(data, name)) for data in nested], lw=2, **look)
     for data, marker in mixed.items():
         axes.plot([], [], marker, color="0.4", label=data)
 
     below = {data: iqm(np.array([x["data mean"] - study.teachers[seed]["return"] for seed, x in
-                                 study.get(data, "cql").items()])) for data in where}
+                                 study.get(data, "cql").items()])) for data in middle}
     axes.plot([middle[data] for data in nested], [below[data] for data in nested], "--",
               color="0.4", label="the data's mean")
     for data in mixed:
