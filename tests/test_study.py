@@ -111,3 +111,38 @@ def test_the_data_that_students_get(tmp_path, monkeypatch):
     counts, _ = np.histogram(uniform[:, 3], 8, (-2, 2))
     assert all(400 < count < 600 for count in counts)
     assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_the_report_of_a_part_of_the_cells(tmp_path, monkeypatch):
+    """Groups of unequal size, with returns that can be told by hand."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    made = {"program": study.program(), "cpu": "one", "threads": 1, "python": "3", "torch": "2",
+            "numpy": "2", "gym": "0", "commit": "abcdefghij", "minutes": 1.0, "rows": 9,
+            "data mean": -300.0, "promised": 70.0, "delivered": 80.0, "temperature": 0.1,
+            "entropy bonus": -5.0}
+    base = {"teacher": -150.0, "cql": -160.0, "sac": -1500.0, "bc": -170.0}
+    lines = []
+    for cell in study.grid():
+        if cell["as_printed"] or cell["weight"] not in (5.0, None) or (
+                cell["kind"] == "cql" and cell["seed"] > 3):
+            continue
+        value = base[cell["kind"]] - 10 * cell["seed"]
+        coverage = 2.0 + 0.5 * study.DATA.index(cell["data"]) if cell["data"] else 5.0
+        tests = [[2000 * k, -1400 if k == 0 else value, 10 * k, 80, 0.5] for k in range(26)]
+        lines.append(cell | made | {"coverage": coverage, "return": value + 2, "tests": tests})
+    (tmp_path / "study.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    study.report()
+    assert all((tmp_path / name).stat().st_size > 10_000
+               for name in ("last10.png", "study.png", "regimes.png"))
+    text = (tmp_path / "study.md").read_text()
+    assert f"Finished: {len(lines)} of {len(study.grid())} cells" in text
+    rows = {tuple(cells[:2]): cells for cells in (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())}
+    assert rows["cql", "4"][2:6] == ["-175 (-190 to -160)", "–", "-10 (-10 to -10)",
+                                     "-173 (-188 to -158)"]
+    assert rows["sac", "10"][2] == "-1,545 (-1,590 to -1,500)"
+    assert rows["last 10", "+1,340, better on 4 of 4"][2:] == [
+        "+10, better on 4 of 4", "0 of 10", "4 of 4", "10 of 10", "0 of 10", "4 of 4", "10 of 10"]
+    assert "all: cql minus cql as printed: not run" in text
+    assert "of the delivery; a critic that only warms up has 0.39" in text
