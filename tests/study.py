@@ -74,6 +74,7 @@ def grid():
     cells += regimes([1, 2], ["last 85", *MIXTURES]) + regimes(range(4, 10), ["last 10", "all"])
     cells += [cell("cql", seed, "all", ERRATA) for seed in ten]
     cells += [cell("teacher", seed, as_printed=ERRATA) for seed in ten]
+    cells += [cell("cql", 3, "last 10", student=student) for student in range(103, 108)]
     cells += regimes(range(1, 5), DATA)
     cells += [cell("cql", seed, data, weight=weight)
               for seed in range(5) for data in ("all", "last 10") for weight in (0.2, 1.0)]
@@ -314,9 +315,10 @@ class Study:
                          if x["kind"] == "teacher" and not x["as_printed"]}
         self.printed = {x["seed"]: x for x in self.lines
                         if x["kind"] == "teacher" and x["as_printed"]}
+        self.again = [x for x in self.lines if x["student"] != x["seed"]]
         self.groups = {}
         for line in self.lines:
-            if line["kind"] != "teacher":
+            if line["kind"] != "teacher" and line["student"] == line["seed"]:
                 group = self.groups.setdefault((line["data"], name_of(line)), {})
                 group[line["seed"]] = line
 
@@ -435,6 +437,11 @@ def report():
             if some]
     text += ["## Teachers\n", table(
         ["teacher", "seeds", "outcome", "final 100 episodes", "its data's mean"], rows)]
+    if study.again:
+        rows = [[line["student"], f"{outcome(line):,.0f}", f"{line['return']:,.0f}"]
+                for line in [study.get("last 10", "cql")[3], *study.again]]
+        text += ["## Other students of seed 3's last 10 episodes: luck of the data or the run?\n",
+                 table(["student's seed", "outcome", "final 100 episodes"], rows)]
     text += answers(study)
     (RESULTS / "study.md").write_text("\n".join(text) + "\n")
     for draw in (draw_last10, draw_students, draw_regimes):
