@@ -733,9 +733,11 @@ def draw_curves(run, student):
             (promise, "promised", 3, "o-C3"), (promise, "delivered", 4, "s-C2")):
         rows = [row for row in run.log if row[0] == ("teacher" if axes is teacher else "student")]
         axes.plot([x[1] for x in rows], [x[column] for x in rows], style, label=label, ms=4)
-    for who, colour in (("the data", "0.4"), ("the teacher", "C0")):
-        if who in run.table:
-            learner.axhline(np.mean(run.table[who]), color=colour, ls="--", label=who)
+    last = [row[2] for row in run.log if row[0] == "teacher"][-1:]      # from the same starts
+    for label, values, colour in (("the data", run.table["the data"], "0.4"),
+                                  ("the teacher's last test", last, "C0")):
+        if values:
+            learner.axhline(np.mean(values), color=colour, ls="--", label=label)
     learner.margins(y=0.1)
     promise.axhline(100, color="k", ls="-.", label="the most possible")
     angle, speed = np.meshgrid(np.linspace(-math.pi, math.pi, 121), np.linspace(-8, 8, 121))
@@ -747,7 +749,7 @@ def draw_curves(run, student):
         low, high = np.percentile(least_value(student, data[:, :3], data[:, 3:4]), [1, 99])
         for axes, picture, label, style in (
                 (policy, mean, "torque at the policy's mean (N m)", {"cmap": "coolwarm"}),
-                (critic, value, "value of that torque", {"vmin": low, "vmax": high})):
+                (critic, value, "its value, clipped to the data's", {"vmin": low, "vmax": high})):
             image = axes.pcolormesh(np.degrees(angle), speed, picture.reshape(angle.shape), **style)
             figure.colorbar(image, ax=axes, label=label)
         policy.plot(data[:, 1].atan2(data[:, 0]).rad2deg(), data[:, 2], ",k", alpha=0.5)
@@ -758,6 +760,7 @@ def draw_curves(run, student):
                 slices.plot(u, least_value(student, row[:3].expand(len(u), 3), u), f"C{k}", **style)
     for axes in (teacher, learner, promise, slices):
         axes.legend(fontsize="small")
+        axes.locator_params(axis="x", nbins=4)
     return figure
 
 

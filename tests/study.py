@@ -380,8 +380,9 @@ uniformly random torques; "random 10 + last 10": 10 of these and the last 10; "2
 from all.
 
 Made with {machines}.
-The same machine gives the same numbers; another processor or number of threads rounds differently,
-and what diverges then differs: reproducible as statistics, not digit by digit.
+"-dirty": only results/study.jsonl itself was not committed yet. The `program` of every line is that
+of the module today. The same machine gives the same numbers; another processor or number of threads
+rounds differently, and what diverges then differs: reproducible as statistics, not digit by digit.
 """
 
 
@@ -389,7 +390,7 @@ def report():
     study = Study()
     kinds, ten = ("sac", "cql", "bc"), ("last 10", "all")
     machines = sorted({"{cpu}, {threads} thread, Python {python}, torch {torch}, NumPy {numpy}, "
-                       "gym {gym}, commit {commit:.7}".format(**line) for line in study.lines})
+                       "gym {gym}, commit {commit}".format(**line) for line in study.lines})
     text = [HEADER.format(done=len(study.lines), all=len(grid()), machines="; ".join(machines))]
     shown = [data for data in DATA if study.get(data, "cql")]
 
@@ -404,7 +405,9 @@ def report():
                 for data in shown]
         return [f"## {title}\n", table(["data", "coverage", "data's mean", *more, *who], rows)]
 
-    text += regime("The regime map: outcome", outcome, seeds=lambda d: len(study.get(d, "cql")),
+    text.append("![Every student against its teacher](study.png)\n")
+    text += regime("The regime map: outcome", outcome, seeds=lambda d: " / ".join(
+        f"{len(study.get(d, kind))}" for kind in kinds),
                    teacher=lambda d: spread(np.array([outcome(study.teachers[s])
                                                       for s in study.get(d, "cql")])))
     text += regime("The final 100 episodes", lambda x: x["return"])
@@ -493,7 +496,6 @@ def answers(study):
                    f"{1 - math.exp(-update / 20_000):.2f}")
 
 
-SHIFTS = {"sac": -0.04, "cql": 0.0, "bc": 0.04}                 # so that dots do not hide others
 COLOURS = {"sac": "C3", "cql": "C0", "bc": "C2", "cql as printed": "C4"}
 
 
@@ -504,52 +506,56 @@ def figure(width, height):
 
 
 def draw_last10(study):
-    """Return and promise of sac and cql on the last 10 episodes: IQM, its band, every seed."""
+    """Sac and cql on the last 10 episodes: return minus the teacher's, promise and delivery; thick
+    the IQM, with its band for 10 seeds, thin every seed."""
     picture = figure(13, 5)
     left, right = picture.subplots(1, 2)
 
-    def curves(axes, name, column, colour, label, style="-"):
-        some = [np.array(line["tests"]) for line in study.get("last 10", name).values()]
-        updates, values = some[0][:, 0], np.stack([tests[:, column] for tests in some])
-        for value in values:
-            axes.plot(updates, value, style, color=colour, lw=0.5, alpha=0.5)
-        middle = [iqm(x) for x in values.T]
-        axes.plot(updates, middle, style, color=colour, lw=2, label=label.format(len(values)))
-        low, high = np.transpose([interval(x) for x in values.T])
-        axes.fill_between(updates, low, high, color=colour, alpha=0.2, lw=0)
-        return values
+    def curves(axes, name, values, label, style="-"):
+        updates, colour = 2000 * np.arange(len(values[0])), COLOURS[name]       # the last: 49,999
+        axes.plot(updates, np.transpose(values), style, color=colour, lw=0.5, alpha=0.5)
+        axes.plot(updates, iqm(np.transpose(values)), style, color=colour, lw=2, label=label)
+        if len(values) == 10:
+            low, high = np.transpose([interval(x) for x in np.transpose(values)])
+            axes.fill_between(updates, low, high, color=colour, alpha=0.2, lw=0)
 
     for name in ("sac", "cql"):
-        curves(left, name, 1, COLOURS[name], name + ", {} seeds")
-    for label, values, colour in (
-            ("teacher", np.array([outcome(study.teachers[seed])
-                                  for seed in study.get("last 10", "cql")]), "k"),
-            ("bc", study.values("last 10", "bc"), COLOURS["bc"]),
-            ("the data", study.values("last 10", "cql", lambda x: x["data mean"]), "0.5")):
-        left.axhline(iqm(values), color=colour, ls="--", label=f"{label}: {iqm(values):.0f}")
-    curves(right, "cql", 2, COLOURS["cql"], "cql promised")
-    curves(right, "cql", 3, "C9", "cql delivered", ":")
-    ends = curves(right, "sac", 2, COLOURS["sac"], "sac promised")[:, -1]
+        group = study.get("last 10", name)
+        tests = {seed: np.array(line["tests"]) for seed, line in group.items()}
+        curves(left, name, [x[:, 1] - outcome(study.teachers[seed]) for seed, x in tests.items()],
+               f"{name}, {len(group)} seeds")
+        for column, style, what in ((2, "-", "promised"), (3, "--", "delivered")):
+            curves(right, name, [x[:, column] for x in tests.values()], f"{name} {what}", style)
+        out = sorted(x[-1, 2] for x in tests.values() if not -50 <= x[-1, 2] <= 150)
+        if out:
+            right.text(0.98, 0.97 if name == "sac" else 0.03, ha="right", transform=right.transAxes,
+                       s=f"{name} seeds off the axis promise at the end\n" + ", ".join(
+                           f"{x:,.0f}" for x in out), va="top" if name == "sac" else "bottom",
+                       fontsize="small", color=COLOURS[name], bbox={"color": "w", "alpha": 0.8})
+    data = np.mean([line["data mean"] - study.teachers[seed]["return"]
+                    for seed, line in study.get("last 10", "cql").items()])
+    for value, colour, label in (
+            (0, "k", "its teacher"), (iqm(study.to_teacher("last 10", "bc")), COLOURS["bc"], "bc"),
+            (data, "0.5", "the data (other starts)")):
+        left.axhline(value, color=colour, ls="--", lw=1, label=f"{label}: {value:+.0f}")
     right.axhline(100, color="k", ls="-.", lw=1, label="the most possible")
-    out = ", ".join(f"{x:,.0f}" for x in sorted(ends) if x > 150)
-    right.text(0.98, 0.97, f"sac's seeds leave the axis and end at\n{out}", ha="right", va="top",
-               transform=right.transAxes, fontsize="small", color=COLOURS["sac"], zorder=9,
-               bbox={"color": "w", "alpha": 0.8})
-    sac = study.get("last 10", "sac").values()
-    for label, moments, y in (("return lost", [*map(lost, sac)], 0.30),
-                              ("promise above 100", [*map(above_100, sac)], 0.22)):
-        if moments := [x for x in moments if x is not None]:
-            for axes in (left, right):
-                axes.axvline(np.median(moments), color=COLOURS["sac"], ls=":", lw=1)
-            left.text(np.median(moments) + 400, y, f"{label}: update {np.median(moments):,.0f}\n"
-                      f"(median of {len(moments)}, {min(moments):,} to {max(moments):,})",
-                      transform=left.get_xaxis_transform(), fontsize="small", color=COLOURS["sac"])
-    left.set(title="Return (mean of 10 episodes)", xlabel="update", ylabel="return")
+    for axes, what, y, function in ((left, "return lost", 0.45, lost),
+                                    (right, "promise above 100", 0.13, above_100)):
+        found = [function(line) for line in study.get("last 10", "sac").values()]
+        when = [x for x in found if x is not None]
+        if when:
+            axes.axvline(np.median(when), color=COLOURS["sac"], ls=":", lw=1)
+            axes.text(np.median(when) + 600, y, f"sac: {what} from update\n{min(when):,} to "
+                      f"{max(when):,}; never: {len(found) - len(when)} of {len(found)}",
+                      transform=axes.get_xaxis_transform(), fontsize="small",
+                      color=COLOURS["sac"], bbox={"color": "w", "alpha": 0.8})
+    left.set(title="Return minus the teacher's, 10 episodes from the same starts",
+             xlabel="update", ylabel="return")
     right.set(title="Promise and delivery", xlabel="update", ylim=(-50, 150),
               ylabel="discounted sum of (reward + 8) / 8")
     left.legend(loc="center right", fontsize="small")
     right.legend(loc="center right", fontsize="small")
-    picture.suptitle("Students of the last 10 episodes; thick: IQM, band: its 95 % interval")
+    picture.suptitle("Students of the last 10 episodes; thick: interquartile mean, thin: a seed")
     picture.savefig(RESULTS / "last10.png")
 
 
@@ -563,8 +569,10 @@ def draw_students(study):
     for axes, data, some in zip(panels, datas, names):
         for y, name in enumerate(some):
             values, colour = study.to_teacher(data, name), COLOURS.get(name, "C7")
-            axes.plot(values, np.full(len(values), y), "o", color=colour, ms=5, alpha=0.5)
-            axes.plot(iqm(values), y, "|", color=colour, ms=16, mew=3)
+            spots = y + np.linspace(-0.2, 0.2, len(values) + 2)[1:-1]
+            axes.plot(values, spots, "o", color=colour, ms=5, alpha=0.5)
+            if len(values) > 2:
+                axes.plot(iqm(values), y, "|", color=colour, ms=16, mew=3)
         axes.axvline(0, color="k", ls=":", lw=1)
         axes.set_xscale("symlog", linthresh=20)
         axes.set(ylim=(len(some) - 0.4, -0.6), yticks=range(len(some)), title=f"Data: {data}",
@@ -573,42 +581,42 @@ def draw_students(study):
     ticks = [-1000, -300, -100, -20, 0, 20]
     panels[-1].set(xlabel="outcome minus the teacher's, same starts (logarithmic beyond 20)",
                    xticks=ticks, xticklabels=ticks)
-    picture.suptitle("A dot is a seed, a bar their IQM; (seeds)")
+    picture.suptitle("Dot: a seed; bar: interquartile mean of 3 seeds and more; in brackets: seeds")
     picture.savefig(RESULTS / "study.png")
 
 
 def draw_regimes(study):
-    """Outcome against coverage: a dot for each seed, nested datasets joined by their IQM."""
+    """Outcome minus the teacher's against coverage; lines join the nested datasets of a seed. The
+    students of a dataset are 0.04 apart, so that dots do not hide others."""
     picture = figure(12, 6.5)
     axes = picture.subplots()
-    nested = [data for data in (*LASTS, "all") if study.get(data, "cql")]
-    mixed = dict(zip([data for data in MIXTURES if study.get(data, "cql")], "sD^"))
-    middle = {data: study.values(data, "cql", lambda line: line["coverage"]).mean()
-              for data in (*nested, *mixed)}
-    for name in ("sac", "cql", "bc"):
-        look = {"color": COLOURS[name], "label": name}
-        for data in middle:
-            x = study.values(data, name, lambda line: line["coverage"]) + SHIFTS[name]
-            axes.plot(x, study.to_teacher(data, name), mixed.get(data, "o"), ms=6,
-                      color=COLOURS[name], alpha=0.45)
-        axes.plot([middle[data] + SHIFTS[name] for data in nested],
-                  [iqm(study.to_teacher(data, name)) for data in nested], lw=2, **look)
-    for data, marker in mixed.items():
-        axes.plot([], [], marker, color="0.4", label=data)
-
-    below = {data: iqm(np.array([x["data mean"] - study.teachers[seed]["return"] for seed, x in
-                                 study.get(data, "cql").items()])) for data in middle}
-    axes.plot([middle[data] for data in nested], [below[data] for data in nested], "--",
-              color="0.4", label="the data's mean")
-    for data in mixed:
-        axes.plot(middle[data], below[data], "_", color="0.4", ms=24, mew=2)
+    nested, marks = (*LASTS, "all"), dict(zip(MIXTURES, "sD^"))
+    axes.plot([], [], "o", color="0.4", label="last N, all")
+    for data, mark in marks.items():
+        axes.plot([], [], mark, color="0.4", label=data)
+    axes.plot([], [], "_", color="0.4", ms=12, mew=2, label="mean of the data (minus the\n"
+              "teacher's 100 episodes)")
+    for shift, name in ((-0.04, "sac"), (0, "cql"), (0.04, "bc")):
+        look = {"color": COLOURS[name], "alpha": 0.5}
+        axes.plot([], [], "o-", color=COLOURS[name], label=name)
+        for seed in study.teachers:
+            for some, mark in ((nested, "o-"), *(([data], mark) for data, mark in marks.items())):
+                lines = [study.get(data, name).get(seed) for data in some]          # or None
+                x = [line["coverage"] if line else math.nan for line in lines]
+                mine, theirs = outcome(study.teachers[seed]), study.teachers[seed]["return"]
+                axes.plot(np.add(x, shift), [outcome(line) - mine if line else math.nan
+                                             for line in lines], mark, **look)
+                axes.plot(x, [line["data mean"] - theirs if line else math.nan for line in lines],
+                          "_", color="0.4", ms=12)
     for data in nested:
-        axes.text(middle[data], 1.01, data, rotation=40, transform=axes.get_xaxis_transform())
-    ticks = [-1500, -1000, -500, -200, -100, -50, -20, 0, 20]
-    axes.set_yscale("symlog", linthresh=20)
-    axes.set(xlabel="coverage: occupied torque bins of 8 in a visited state cell", ylim=(-1900, 40),
-             ylabel="return minus the teacher's (logarithmic below -20)", yticks=ticks,
-             yticklabels=ticks)
+        if found := study.get(data, "cql").values():
+            axes.text(np.mean([x["coverage"] for x in found]), 1.01, f"{data} ({len(found)})",
+                      rotation=40, transform=axes.get_xaxis_transform())
+    ticks = [-1500, -1000, -500, -200, -100, -50, 0]
+    axes.set_yscale("symlog", linthresh=50)
+    axes.set(xlabel="coverage: occupied torque bins of 8 in a visited state cell (above: seeds)",
+             ylabel="outcome minus the teacher's (logarithmic below -50)", ylim=(-1900, 30),
+             yticks=ticks, yticklabels=ticks)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     picture.savefig(RESULTS / "regimes.png")

@@ -537,7 +537,7 @@ def test_the_picture_shows_what_it_says(monkeypatch):
     run.data = played(2).freeze()
     run.table = {"the data": [-900.0, -800.0], "the teacher": [-150.0, -250.0],
                  "the student": [-1.0]}
-    run.log = [["teacher", 0, -1500.0, 1.0, 2.0, 9.0], ["teacher", 10, -200.0, 3.0, 4.0, 9.5],
+    run.log = [["teacher", 0, -1500.0, 1.0, 2.0, 9.0], ["teacher", 10, -230.0, 3.0, 4.0, 9.5],
                ["student", 0, -1400.0, 5.0, 6.0, 9.0], ["student", 2000, -300.0, 7.0, 8.5, 9.5]]
     figure = ours.draw_curves(run, student)
     teacher, learner, promise, policy, critic, slices = figure.axes[:6]
@@ -557,10 +557,10 @@ def test_the_picture_shows_what_it_says(monkeypatch):
     def legend(axes):
         return [text.get_text() for text in axes.get_legend().get_texts()]
 
-    assert curves(teacher) == {"teacher": [[0, 10], [-1500, -200]]}
+    assert curves(teacher) == {"teacher": [[0, 10], [-1500, -230]]}
     assert curves(learner) == {"student": [[0, 2000], [-1400, -300]],
                                "the data": [[0, 1], [-850, -850]],
-                               "the teacher": [[0, 1], [-200, -200]]}
+                               "the teacher's last test": [[0, 1], [-230, -230]]}
     assert curves(promise) == {"promised": [[0, 2000], [5, 7]], "delivered": [[0, 2000], [6, 8.5]],
                                "the most possible": [[0, 1], [100, 100]]}
     for axes in (teacher, learner, promise):
@@ -588,7 +588,7 @@ def test_the_picture_shows_what_it_says(monkeypatch):
             corners = mesh.get_coordinates()[i:i + 2, j:j + 2].mean(axis=(0, 1))
             assert corners.tolist() == pytest.approx([math.degrees(angle), speed], abs=1e-3)
     assert written[6:] == [("", "", "torque at the policy's mean (N m)"),
-                           ("", "", "value of that torque")]
+                           ("", "", "its value, clipped to the data's")]
     rows = run.data.rows
     mine = [value(row[:3].tolist(), row[3]) for row in rows]
     assert values.get_clim() == pytest.approx(np.percentile(mine, [1, 99]), abs=1e-4)
