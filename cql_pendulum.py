@@ -401,7 +401,8 @@ def checked_records(agent, batch):
         say(f"note: updates cannot be recorded and run plain, slower ({error!r:.90})", "stderr")
         return {}
     finally:
-        random.setstate(drawn[0]), np.random.set_state(drawn[1])
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])
 
 
 def record(agent, batch):
@@ -935,7 +936,8 @@ def main(argv):
         say(f"cql_pendulum.py: {str(error) or 'out of memory'}".splitlines()[0], "stderr")
         return 2
     finally:
-        [signal.signal(signum, handler) for signum, handler in handlers.items()]
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
         if run.lock:
             os.close(run.lock)
     return 0
