@@ -496,6 +496,43 @@ def answers(study):
                    f"{1 - math.exp(-update / 20_000):.2f}")
 
 
+def readme(study):
+    """The figures as README has them in "What the page says"; a test compares them."""
+    def both(*cells, sign="+"):
+        return ", ".join(f"{what}: {iqm(study.to_teacher(data, name)):{sign},.0f}"
+                         for what, data, name in cells)
+
+    def seeds(data, name="cql"):
+        return len(study.get(data, name))
+
+    def of(found):
+        return f"{sum(found)} of {len(found)} seeds"
+
+    def minus(one, other):
+        one, other = study.get(*one), study.get(*other)
+        return [outcome(one[seed]) > outcome(other[seed]) for seed in one if seed in other]
+
+    returns = {name: iqm(study.values("random 20", name, lambda line: line["return"]))
+               for name in ("cql", "sac")}
+    worst = {len(x[0]["as_printed"]): min(line["return"] for line in x) for x in
+             ([*study.printed.values()], [study.teachers[seed] for seed in study.printed])}
+    sac85 = iqm(study.to_teacher("last 85", "sac"))
+    yield f"{len(study.lines)} of {len(grid())} planned runs are done"
+    yield (both(("last 10", "last 10", "sac")) + f" ({seeds('last 10', 'sac')}), "
+           + both(("random 20", "random 20", "sac")) + f" ({seeds('random 20', 'sac')})")
+    for what in ("last 10", "all", "random 10 + last 10"):
+        other = "bc" if what == "last 10" else "sac"
+        yield (f"{what}: cql {iqm(study.to_teacher(what, 'cql')):+,.0f}, {other} "
+               f"{iqm(study.to_teacher(what, other)):+,.0f} ({seeds(what)})")
+    yield f"return: cql {returns['cql']:,.0f}, sac {returns['sac']:,.0f} ({seeds('random 20')})"
+    yield f"as printed {worst[4]:,.0f}, corrected {worst[0]:,.0f} ({len(study.printed)})"
+    yield f"sac fails on narrow data, on {of(study.to_teacher('last 10', 'sac') < -800)}"
+    yield f"cql below sac on {of([not x for x in minus(('all', 'cql'), ('all', 'sac'))])}"
+    yield f"do not save sac ({sac85:+,.0f}, {seeds('last 85', 'sac')} seeds)"
+    yield f"cql beats bc on {of(minus(('2,000 rows', 'cql'), ('2,000 rows', 'bc')))}"
+    yield f"beats cql on all ({of(minus(('last 10', 'bc'), ('all', 'cql')))})"
+
+
 COLOURS = {"sac": "C3", "cql": "C0", "bc": "C2", "cql as printed": "C4"}
 
 

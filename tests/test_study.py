@@ -146,3 +146,13 @@ def test_the_report_of_a_part_of_the_cells(tmp_path, monkeypatch):
         "+10, better on 4 of 4", "0 of 10", "4 of 4", "10 of 10", "0 of 10", "4 of 4", "10 of 10"]
     assert "all: cql minus cql as printed: not run" in text
     assert "of the delivery; a critic that only warms up has 0.39" in text
+
+
+def test_readme_has_the_figures_of_the_results():
+    text = " ".join((study.TOP / "README.md").read_text().split())
+    measured = study.Study()
+    assert measured.lines, "results/study.jsonl is of another program: run tests/study.py"
+    figures = [*study.readme(measured)]
+    assert len(figures) == 12
+    for figure in figures:
+        assert figure in text, figure
