@@ -533,16 +533,16 @@ def write_whole(path, content):
             os.fsync(folder := os.open(path.parent, os.O_RDONLY))
             os.close(folder)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 @contextlib.contextmanager
-def reading(path):
-    """The bytes of a file; any error in their use (zips, pickles, arrays) becomes a UserError."""
+def using(path):
+    """Any error in the use of a file (zips, pickles, arrays) becomes a UserError that names it."""
     try:
-        with open(path, "rb") as file:
-            yield file.read(LARGEST)
+        yield
     except Exception as error:
         why = error if isinstance(error, UserError) else getattr(error, "strerror", None)
         why = why or f"damaged, or not of these classes and networks ({error!r:.90})"
@@ -560,15 +560,17 @@ def save_dataset(data, path):
 def load_dataset(path, as_printed=()):
     """A frozen Data from an npz file; UserError where it is not one of Pendulum, see COLUMNS."""
     data = Data(as_printed)
-    with reading(path) as content, zipfile.ZipFile(zipped := io.BytesIO(content)) as members:
-        if sum(member.file_size for member in members.infolist()) > LARGEST:
-            raise UserError("unpacks to more than a gigabyte")
-        file = np.load(zipped, allow_pickle=False)
-        if missing := COLUMNS.keys() - set(file.files):
+    with using(path), open(path, "rb") as file:
+        with zipfile.ZipFile(zipped := io.BytesIO(file.read(LARGEST))) as members:
+            if sum(member.file_size for member in members.infolist()) > LARGEST:
+                raise UserError("unpacks to more than a gigabyte")
+        found = np.load(zipped, allow_pickle=False)
+        if missing := COLUMNS.keys() - set(found.files):
             raise UserError(f"lacks {', '.join(sorted(missing))} of {', '.join(COLUMNS)}")
-        n = file["rewards"].size
+        arrays = {name: found[name] for name in COLUMNS}                        # unpacked once
+        n = arrays["rewards"].size
         for name, (kind, least, most) in COLUMNS.items():
-            x, shape = file[name], [n, *np.shape(least)]
+            x, shape = arrays[name], [n, *np.shape(least)]
             if [*x.shape] != shape or x.dtype.kind != kind[0]:
                 raise UserError(f"{name} is {x.dtype} {[*x.shape]}; it must be {kind} {shape}")
             radius = np.hypot(x[:, 0], x[:, 1]) if shape == [n, 3] else np.ones(n)      # cos, sin
@@ -576,7 +578,7 @@ def load_dataset(path, as_printed=()):
                 raise UserError(f"{name} has NaN or numbers that are not Pendulum's")
         if n < BATCH:
             raise UserError(f"{n} rows; a batch draws {BATCH} different ones")
-        data.rows = np.column_stack([file[name] for name in COLUMNS]).astype(np.float32)
+        data.rows = np.column_stack([*arrays.values()]).astype(np.float32)
     return data.freeze()
 
 
@@ -606,7 +608,8 @@ def save_agent(path, agent, **more):
 def load_agent(path):
     """The agent in a file of save_agent (else UserError), and all its content. Runs no code from
     it, so a subclass of SAC must be defined already."""
-    with reading(path) as content, warnings.catch_warnings(action="ignore"):
+    with using(path), open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
+        content = file.read(LARGEST)
         plain = content[:-66] + b"\0\0"
         if hashlib.sha256(plain).hexdigest().encode() != content[-64:]:
             raise UserError("damaged, or written by something else than this cql_pendulum.py")
@@ -838,10 +841,11 @@ def begin(options, argv, run):
         raise UserError(f"--out {out}: has files in it; give a new folder{more}")
     run.argv, run.seed = argv, options.seed
     versions = {x.__name__: x.__version__ for x in (gym, np, torch)} | {"python": sys.version}
-    for name, pinned in re.findall(r'"(gym|numpy|torch)==([0-9.]+)"', PROGRAM):
-        if versions.get(name, pinned).split("+")[0] != pinned:
-            say(f"note: {name} {versions[name]} (tested: {pinned}); the numbers may differ from "
-                "README's", "stderr")
+    pins = re.findall(r'"(gym|numpy|torch)==([0-9.]+)"', PROGRAM)
+    other = [f"{name} {versions[name]} (tested: {pinned})" for name, pinned in pins
+             if versions.get(name, pinned).split("+")[0] != pinned]
+    if other:
+        say(f"note: {', '.join(other)}; the numbers may differ from README's", "stderr")
     config = {"options": vars(options), "versions": versions}
     write_whole(out / "config.json", json.dumps(config, indent=2, default=str).encode())
 
@@ -852,7 +856,7 @@ def work(options, argv, run):
     if options.resume:
         run.take(options.resume.parent if options.resume.is_file() else options.resume)
         agent, saved = load_agent(run.out / "checkpoint.pt")
-        with reading(run.out / "checkpoint.pt"):
+        with using(run.out / "checkpoint.pt"):
             rows, options = run.restore(saved), parse_options(run.argv)
             data = Data(options.as_printed)
             data.rows = rows

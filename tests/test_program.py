@@ -516,6 +516,10 @@ def test_other_versions_are_named(quick, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and without_versions(said) == ""
     assert f"numpy 1.0.0 (tested: {pinned['numpy']})" in said and "torch" not in said
+    monkeypatch.setattr(torch, "__version__", "1.2.3")
+    assert ours.main([*arguments, str(tmp_path / "both")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "numpy 1.0.0" in said and "torch 1.2.3" in said
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     assert config["versions"]["numpy"] == "1.0.0"
 

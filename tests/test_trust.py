@@ -400,6 +400,14 @@ def test_writes_reach_the_disk_before_they_replace(tmp_path, monkeypatch):
     assert content(tmp_path) == {tmp_path / "file": b"content"}
 
 
+def test_a_file_that_cannot_even_be_cleaned_up_is_one_line(tmp_path):
+    """As on a read-only disk: neither opening nor removing the part works."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ours.UserError, match="below: cannot be written"):
+        ours.write_whole(tmp_path / "file" / "below", b"content")
+    assert content(tmp_path) == {tmp_path / "file": b"mine"}
+
+
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_killed_in_the_middle_of_a_save(moment, quick, tmp_path, capsys):
     """The files are those of the save before, and the run goes on."""
