@@ -310,7 +310,6 @@ class Study:
     def __init__(self):
         have = finished()
         self.lines = [have[key(cell)] for cell in grid() if key(cell) in have]
-        self.missing = len(grid()) - len(self.lines)
         self.teachers = {x["seed"]: x for x in self.lines
                          if x["kind"] == "teacher" and not x["as_printed"]}
         self.printed = {x["seed"]: x for x in self.lines
@@ -329,20 +328,35 @@ class Study:
     def values(self, data, name, function=outcome):
         return np.array([function(line) for line in self.get(data, name).values()])
 
+    def gain(self, line):
+        """A student's outcome minus its teacher's."""
+        return outcome(line) - outcome(self.teachers[line["seed"]])
+
+    def data_gain(self, line):
+        """The mean of a student's data minus its teacher's final 100 episodes."""
+        return line["data mean"] - self.teachers[line["seed"]]["return"]
+
     def to_teacher(self, data, name):
-        return np.array([outcome(line) - outcome(self.teachers[seed])
-                         for seed, line in self.get(data, name).items()])
+        return self.values(data, name, self.gain)
+
+    def minus(self, one, other):
+        """One (data, student) group's outcome minus another's, for the seeds that both have."""
+        one, other = self.get(*one), self.get(*other)
+        return np.array([outcome(one[seed]) - outcome(other[seed])
+                         for seed in one if seed in other])
 
     def pairs(self, one, other):
-        """The IQM of one (data, student) group's outcome minus another's, seed by seed, with its
-        interval for 10 seeds, and on how many the first is better."""
-        one, other = self.get(*one), self.get(*other)
-        x = np.array([outcome(one[seed]) - outcome(other[seed]) for seed in one if seed in other])
+        """The IQM of such a difference, its interval for 10 seeds, how often it is positive."""
+        x = self.minus(one, other)
         if not len(x):
             return "not run"
         low, high = interval(x)
         more = f" ({low:+,.0f} to {high:+,.0f})" if len(x) == 10 else ""
-        return f"{iqm(x):+,.0f}{more}, better on {sum(x > 0)} of {len(x)}"
+        return f"{iqm(x):+,.0f}{more}, better on {count(x > 0)}"
+
+
+def count(found):
+    return f"{sum(found)} of {len(found)}"
 
 
 def spread(values, digits=0):
@@ -394,12 +408,9 @@ def report():
     text = [HEADER.format(done=len(study.lines), all=len(grid()), machines="; ".join(machines))]
     shown = [data for data in DATA if study.get(data, "cql")]
 
-    def first(data, function):
-        return np.array([function(x) for x in study.get(data, "cql").values()])
-
     def regime(title, function, digits=0, who=kinds, **more):
-        rows = [[data, f"{first(data, lambda x: x['coverage']).mean():.1f}",
-                 f"{first(data, lambda x: x['data mean']).mean():.0f}",
+        rows = [[data, f"{study.values(data, 'cql', lambda x: x['coverage']).mean():.1f}",
+                 f"{study.values(data, 'cql', lambda x: x['data mean']).mean():.0f}",
                  *(f(data) for f in more.values()),
                  *(spread(study.values(data, kind, function), digits) for kind in who)]
                 for data in shown]
@@ -454,15 +465,12 @@ def report():
 
 def answers(study):
     """The sentences and tables that README's verdicts rest on."""
-    def seeds(found):
-        return f"{sum(found)} of {len(found)}"
-
     kinds, rows, moments = ("sac", "cql", "bc"), [], []
     for data in [data for data in DATA if study.get(data, "cql")]:
         groups = [[*study.get(data, kind).values()] for kind in kinds]
         rows.append([data, *(study.pairs((data, "cql"), (data, other)) for other in ("sac", "bc")),
-                     *(seeds([x["return"] > x["data mean"] for x in lines]) for lines in groups),
-                     *(seeds(study.to_teacher(data, kind) > -25) for kind in kinds)])
+                     *(count([x["return"] > x["data mean"] for x in lines]) for lines in groups),
+                     *(count(study.to_teacher(data, kind) > -25) for kind in kinds)])
         when = [[f(x) for x in groups[0]] for f in (lost, above_100)]
         moments.append([data, *(", ".join("never" if x is None else f"{x:,}" for x in some)
                                 for some in when)])
@@ -484,7 +492,7 @@ def answers(study):
     for data, name in itertools.product(("last 10", "all"), ("cql", "sac")):
         lines = study.get(data, name).values()
         yield (f"- {data}, {name}: promises more than it delivers in the final episodes, like with "
-               f"like: {seeds([excess(x) > 0 for x in lines])} seeds")
+               f"like: {count([excess(x) > 0 for x in lines])} seeds")
     # a critic that starts at 0 and follows its target, which moves by 0.005 of a hundredth
     # (1 - 0.99) of the distance an update, has 1 - exp(-t / 20,000) of the way behind it
     for name, update in itertools.product(("sac", "cql"), (10_000, 20_000, 40_000)):
@@ -498,39 +506,30 @@ def answers(study):
 
 def readme(study):
     """The figures as README has them in "What the page says"; a test compares them."""
-    def both(*cells, sign="+"):
-        return ", ".join(f"{what}: {iqm(study.to_teacher(data, name)):{sign},.0f}"
-                         for what, data, name in cells)
+    def gain(data, name):
+        return f"{iqm(study.to_teacher(data, name)):+,.0f}"
 
     def seeds(data, name="cql"):
         return len(study.get(data, name))
-
-    def of(found):
-        return f"{sum(found)} of {len(found)} seeds"
-
-    def minus(one, other):
-        one, other = study.get(*one), study.get(*other)
-        return [outcome(one[seed]) > outcome(other[seed]) for seed in one if seed in other]
 
     returns = {name: iqm(study.values("random 20", name, lambda line: line["return"]))
                for name in ("cql", "sac")}
     worst = {len(x[0]["as_printed"]): min(line["return"] for line in x) for x in
              ([*study.printed.values()], [study.teachers[seed] for seed in study.printed])}
-    sac85 = iqm(study.to_teacher("last 85", "sac"))
     yield f"{len(study.lines)} of {len(grid())} planned runs are done"
-    yield (both(("last 10", "last 10", "sac")) + f" ({seeds('last 10', 'sac')}), "
-           + both(("random 20", "random 20", "sac")) + f" ({seeds('random 20', 'sac')})")
+    yield ", ".join(f"{data}: {gain(data, 'sac')} ({seeds(data, 'sac')})"
+                    for data in ("last 10", "random 20"))
     for what in ("last 10", "all", "random 10 + last 10"):
         other = "bc" if what == "last 10" else "sac"
-        yield (f"{what}: cql {iqm(study.to_teacher(what, 'cql')):+,.0f}, {other} "
-               f"{iqm(study.to_teacher(what, other)):+,.0f} ({seeds(what)})")
+        yield f"{what}: cql {gain(what, 'cql')}, {other} {gain(what, other)} ({seeds(what)})"
     yield f"return: cql {returns['cql']:,.0f}, sac {returns['sac']:,.0f} ({seeds('random 20')})"
     yield f"as printed {worst[4]:,.0f}, corrected {worst[0]:,.0f} ({len(study.printed)})"
-    yield f"sac fails on narrow data, on {of(study.to_teacher('last 10', 'sac') < -800)}"
-    yield f"cql below sac on {of([not x for x in minus(('all', 'cql'), ('all', 'sac'))])}"
-    yield f"do not save sac ({sac85:+,.0f}, {seeds('last 85', 'sac')} seeds)"
-    yield f"cql beats bc on {of(minus(('2,000 rows', 'cql'), ('2,000 rows', 'bc')))}"
-    yield f"beats cql on all ({of(minus(('last 10', 'bc'), ('all', 'cql')))})"
+    yield f"sac fails on narrow data, on {count(study.to_teacher('last 10', 'sac') < -800)} seeds"
+    yield f"cql below sac on {count(study.minus(('all', 'cql'), ('all', 'sac')) < 0)} seeds"
+    yield f"do not save sac ({gain('last 85', 'sac')}, {seeds('last 85', 'sac')} seeds)"
+    rows = [("2,000 rows", name) for name in ("cql", "bc")]
+    yield f"cql beats bc on {count(study.minus(*rows) > 0)} seeds"
+    yield f"beats cql on all ({count(study.minus(('last 10', 'bc'), ('all', 'cql')) > 0)} seeds)"
 
 
 COLOURS = {"sac": "C3", "cql": "C0", "bc": "C2", "cql as printed": "C4"}
@@ -569,8 +568,7 @@ def draw_last10(study):
                        s=f"{name} seeds off the axis promise at the end\n" + ", ".join(
                            f"{x:,.0f}" for x in out), va="top" if name == "sac" else "bottom",
                        fontsize="small", color=COLOURS[name], bbox={"color": "w", "alpha": 0.8})
-    data = np.mean([line["data mean"] - study.teachers[seed]["return"]
-                    for seed, line in study.get("last 10", "cql").items()])
+    data = study.values("last 10", "cql", study.data_gain).mean()
     for value, colour, label in (
             (0, "k", "its teacher"), (iqm(study.to_teacher("last 10", "bc")), COLOURS["bc"], "bc"),
             (data, "0.5", "the data (other starts)")):
@@ -639,12 +637,12 @@ def draw_regimes(study):
         for seed in study.teachers:
             for some, mark in ((nested, "o-"), *(([data], mark) for data, mark in marks.items())):
                 lines = [study.get(data, name).get(seed) for data in some]          # or None
-                x = [line["coverage"] if line else math.nan for line in lines]
-                mine, theirs = outcome(study.teachers[seed]), study.teachers[seed]["return"]
-                axes.plot(np.add(x, shift), [outcome(line) - mine if line else math.nan
-                                             for line in lines], mark, **look)
-                axes.plot(x, [line["data mean"] - theirs if line else math.nan for line in lines],
-                          "_", color="0.4", ms=12)
+                points = [(line["coverage"] + shift, study.gain(line)) if line else
+                          (math.nan, math.nan) for line in lines]
+                axes.plot(*np.transpose(points), mark, **look)
+    for data in DATA:
+        axes.plot(study.values(data, "cql", lambda line: line["coverage"]),
+                  study.values(data, "cql", study.data_gain), "_", color="0.4", ms=12)
     for data in nested:
         if found := study.get(data, "cql").values():
             axes.text(np.mean([x["coverage"] for x in found]), 1.01, f"{data} ({len(found)})",
