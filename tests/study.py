@@ -70,11 +70,10 @@ def grid():
         return [cell(kind, seed, data) for seed in seeds for data in datas
                 for kind in ("cql", "sac", "bc")]
 
-    cells += regimes([0], DATA) + regimes(range(1, 4), ["last 10", "all"])
-    cells += regimes([1, 2], ["last 85", *MIXTURES]) + regimes(range(4, 10), ["last 10", "all"])
+    cells += regimes([0], DATA) + regimes(ten, ["last 10", "all"])
+    cells += [cell("cql", 3, "last 10", student=student) for student in range(103, 108)]
     cells += [cell("cql", seed, "all", ERRATA) for seed in ten]
     cells += [cell("teacher", seed, as_printed=ERRATA) for seed in ten]
-    cells += [cell("cql", 3, "last 10", student=student) for student in range(103, 108)]
     cells += regimes(range(1, 5), DATA)
     cells += [cell("cql", seed, data, weight=weight)
               for seed in range(5) for data in ("all", "last 10") for weight in (0.2, 1.0)]
