@@ -110,13 +110,23 @@ def machine():
             "numpy": np.__version__, "gym": gym.__version__, "commit": commit}
 
 
-def coverage(rows):
-    """The mean number of torque bins of 8 that the rows occupy in a state cell that they visit."""
+def histogram(rows):
+    """How many rows lie in each cell of the states and bin of the torques, [12, 8, 8]."""
     angle, speed = np.arctan2(rows[:, 1], rows[:, 0]), rows[:, 2]
     parts = (angle / math.pi, speed / 8, rows[:, 3] / 2)                # each from -1 to 1
-    counts, _ = np.histogramdd(np.stack(parts, 1), [*CELLS, BINS], range=3 * [(-1, 1)])
-    occupied = (counts > 0).sum(axis=2)
+    return np.histogramdd(np.stack(parts, 1), [*CELLS, BINS], range=3 * [(-1, 1)])[0]
+
+
+def coverage(rows):
+    """The mean number of torque bins of 8 that the rows occupy in a state cell that they visit."""
+    occupied = (histogram(rows) > 0).sum(axis=2)
     return float(occupied[occupied > 0].mean())
+
+
+def outside(visited, rows):
+    """The share of visited states and torques, [n, 3 + 1], whose bin and cell the rows lack."""
+    found = histogram(visited)
+    return float(found[histogram(rows) == 0].sum() / len(visited))
 
 
 def contrast(ours, agent, rows):
@@ -191,7 +201,7 @@ def run_cell(cell):
 
     ours.settle_process()
     torch.set_num_threads(1)
-    seed, contrasts, entropies = cell["seed"], [], []
+    seed, contrasts, steps = cell["seed"], [], []
 
     class Run(ours.Run):
         def test(self, at):
@@ -213,18 +223,21 @@ def run_cell(cell):
             ours.train_student(agent, data, 50_000, run, train)
     minutes = (time.process_time() - begun) / 60
 
-    hook = agent.model_action.register_forward_hook(lambda *x: entropies.append(x[2][1][:, 0]))
+    hook = agent.model_action.register_forward_hook(lambda _, x, y: steps.append(x + y))
     returns, promised, delivered = ours.evaluate(agent, run.starts(1, 100))
     hook.remove()
+    states, torques, entropies = map(torch.stack, zip(*steps))          # [200, 100, 3], twice 1
+    visited = torch.cat([states, torques], dim=2).flatten(0, 1).numpy()
     # what the promise counts and the delivery does not: temperature times entropy from step 1 on
     discount = ours.GAMMA ** np.arange(1, len(entropies))
-    bonus = torch.stack(entropies).mean(dim=1).numpy()[1:]
+    bonus = entropies.mean(dim=(1, 2)).numpy()[1:]
     tail = ours.GAMMA ** len(entropies) / (1 - ours.GAMMA) * bonus[-20:].mean()
     temperature = float(agent.alpha.detach().exp())
     return cell | {
         "program": program(), **machine(), "minutes": round(minutes, 2),
         "dataset": hashlib.sha256(data.rows.tobytes()).hexdigest(), "rows": len(data.rows),
         "coverage": round(coverage(data.rows), 3),
+        "outside": round(outside(visited, data.rows), 4),
         "data mean": round(float(ours.EPISODE * data.rows[:, 4].mean()), 2),
         "return": round(float(returns.mean()), 2), "promised": round(float(promised.mean()), 3),
         "delivered": round(float(delivered.mean()), 3), "temperature": round(temperature, 5),
@@ -573,16 +586,16 @@ def draw_last10(study):
             (data, "0.5", "the data (other starts)")):
         left.axhline(value, color=colour, ls="--", lw=1, label=f"{label}: {value:+.0f}")
     right.axhline(100, color="k", ls="-.", lw=1, label="the most possible")
-    for axes, what, y, function in ((left, "return lost", 0.45, lost),
+    for axes, what, y, function in ((left, "below the untrained student for good", 0.45, lost),
                                     (right, "promise above 100", 0.13, above_100)):
         found = [function(line) for line in study.get("last 10", "sac").values()]
         when = [x for x in found if x is not None]
         if when:
             axes.axvline(np.median(when), color=COLOURS["sac"], ls=":", lw=1)
-            axes.text(np.median(when) + 600, y, f"sac: {what} from update\n{min(when):,} to "
-                      f"{max(when):,}; never: {len(found) - len(when)} of {len(found)}",
-                      transform=axes.get_xaxis_transform(), fontsize="small",
-                      color=COLOURS["sac"], bbox={"color": "w", "alpha": 0.8})
+            axes.text(np.median(when) + 600, y, f"sac: {what}\n{len(when)} of {len(found)} seeds, "
+                      f"from update {np.median(when):,.0f} on (median)", fontsize="small",
+                      transform=axes.get_xaxis_transform(), color=COLOURS["sac"],
+                      bbox={"color": "w", "alpha": 0.8})
     left.set(title="Return minus the teacher's, 10 episodes from the same starts",
              xlabel="update", ylabel="return")
     right.set(title="Promise and delivery", xlabel="update", ylim=(-50, 150),
@@ -620,8 +633,8 @@ def draw_students(study):
 
 
 def draw_regimes(study):
-    """Outcome minus the teacher's against coverage; lines join the nested datasets of a seed. The
-    students of a dataset are 0.04 apart, so that dots do not hide others."""
+    """Outcome minus the teacher's against coverage, a dot for each seed; a line joins the nested
+    datasets' IQMs. The students of a dataset are 0.04 apart, so that dots do not hide others."""
     picture = figure(12, 6.5)
     axes = picture.subplots()
     nested, marks = (*LASTS, "all"), dict(zip(MIXTURES, "sD^"))
@@ -631,14 +644,15 @@ def draw_regimes(study):
     axes.plot([], [], "_", color="0.4", ms=12, mew=2, label="mean of the data (minus the\n"
               "teacher's 100 episodes)")
     for shift, name in ((-0.04, "sac"), (0, "cql"), (0.04, "bc")):
-        look = {"color": COLOURS[name], "alpha": 0.5}
+        middles = []
+        for data in DATA:
+            lines = study.get(data, name).values()
+            points = np.array([(line["coverage"] + shift, study.gain(line)) for line in lines])
+            if len(points):
+                axes.plot(*points.T, marks.get(data, "o"), color=COLOURS[name], alpha=0.5)
+                middles += [(points[:, 0].mean(), iqm(points[:, 1]))] if data in nested else []
+        axes.plot(*np.transpose(middles), color=COLOURS[name], alpha=0.5)
         axes.plot([], [], "o-", color=COLOURS[name], label=name)
-        for seed in study.teachers:
-            for some, mark in ((nested, "o-"), *(([data], mark) for data, mark in marks.items())):
-                lines = [study.get(data, name).get(seed) for data in some]          # or None
-                points = [(line["coverage"] + shift, study.gain(line)) if line else
-                          (math.nan, math.nan) for line in lines]
-                axes.plot(*np.transpose(points), mark, **look)
     for data in DATA:
         axes.plot(study.values(data, "cql", lambda line: line["coverage"]),
                   study.values(data, "cql", study.data_gain), "_", color="0.4", ms=12)
@@ -649,8 +663,8 @@ def draw_regimes(study):
     ticks = [-1500, -1000, -500, -200, -100, -50, 0]
     axes.set_yscale("symlog", linthresh=50)
     axes.set(xlabel="coverage: occupied torque bins of 8 in a visited state cell (above: seeds)",
-             ylabel="outcome minus the teacher's (logarithmic below -50)", ylim=(-1900, 30),
-             yticks=ticks, yticklabels=ticks)
+             ylabel="outcome minus the teacher's (logarithmic below -50; lines: IQM)",
+             ylim=(-1900, 30), yticks=ticks, yticklabels=ticks)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     picture.savefig(RESULTS / "regimes.png")

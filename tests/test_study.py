@@ -45,6 +45,13 @@ def test_coverage_counts_bins_of_visited_cells():
     assert study.coverage(rows(np.radians([1, 29, 31]), 0.1, [-2.0, 2.0, 2.0])) == 1.5
 
 
+def test_outside_is_the_share_of_steps_that_the_data_lacks():
+    data = rows(np.full(2, 0.1), 0.5, [-1.9, 0.1])
+    other_torques, other_state = rows(np.full(3, 0.1), 0.5, [0.2, 0.6, 1.9]), rows([3.0], 0.5, 0.1)
+    assert study.outside(data, data) == 0
+    assert study.outside(np.concatenate([other_torques, other_state]), data) == 3 / 4
+
+
 def test_contrast_is_the_datas_torque_against_all():
     agent = ours.SAC()
     for critic, more in ((agent.model_value1, 5.0), (agent.model_value2, 0.0)):
