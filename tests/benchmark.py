@@ -3,8 +3,8 @@
 Everything is timed in one run: each round times every row once, and the table shows medians over
 the rounds, so that a noisy moment falls on all rows alike. "plain" is agent.train, the program that
 one reads; the others are what the main job calls, accelerate(agent). "busy" has one other process
-at work. The floor is the six products of the hidden layers of the student's two critics, forward and
-backward, (1024, 128) by (128, 128), on all cores. --against takes a checkout of another commit.
+at work. The floor is the six products of the hidden layers of the student's two critics, forward
+and backward, (1024, 128) by (128, 128), on all cores. --against takes a checkout of another commit.
 """
 import argparse
 import importlib.util
@@ -127,7 +127,8 @@ def main():
         return statistics.median(a / b for a, b in zip(times[name], times[other]))
 
     drawn, tested = ms["draw a batch"], 37 * ms["test of 10 episodes"]
-    minutes = {name: (20_000 * (ms[f"{kind}teacher update"] + drawn) + 100 * ms["collect an episode"]
+    minutes = {name: (20_000 * (ms[f"{kind}teacher update"] + drawn)
+                      + 100 * ms["collect an episode"]
                       + 50_000 * (ms[f"{kind}student update"] + drawn) + tested) / 60_000
                for name, kind in (("ours", ""), ("plain", "plain: "))}
     ratios = {f"{stage}, busy / alone": ratio(f"busy: {stage} update", f"{stage} update")

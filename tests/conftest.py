@@ -3,7 +3,7 @@ import pathlib
 import random
 import sys
 
-os.environ["OMP_NUM_THREADS"] = "1"       # here and in every child: two runs side by side do not fight
+os.environ["OMP_NUM_THREADS"] = "1"       # here and in every child: two runs do not fight
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import pytest  # noqa: E402

@@ -295,6 +295,11 @@ def excess(line):
     return line["promised"] - line["delivered"] - line["entropy bonus"]
 
 
+def drift(line):
+    """How many steps of 100 the data lacks, or NaN in lines older than this measure."""
+    return 100 * line.get("outside", math.nan)
+
+
 def lost(line):
     """The first test from which every return is below the untrained student's, or None."""
     returns = [test[1] for test in line["tests"]]
@@ -363,7 +368,7 @@ class Study:
         if not len(x):
             return "not run"
         low, high = interval(x)
-        more = f" ({low:+,.0f} to {high:+,.0f})" if len(x) == 10 else ""
+        more = f" (95 %: {low:+,.0f} to {high:+,.0f})" if len(x) == 10 else ""
         return f"{iqm(x):+,.0f}{more}, better on {count(x > 0)}"
 
 
@@ -372,7 +377,8 @@ def count(found):
 
 
 def spread(values, digits=0):
-    """IQM (worst to best)."""
+    """IQM (lowest to highest) of the values that were measured."""
+    values = values[~np.isnan(values)]
     if not len(values):
         return "–"
     return f"{iqm(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
@@ -399,7 +405,9 @@ data's torques and knows no reward.
 averaged over the cells that the data visits; it also grows with the number of rows. **Contrast**:
 the smaller critic's value of the data's torque minus its mean over all torques, over 500 states of
 the data. **Excess**: promise minus delivery, like with like: the promise is a soft value, so
-temperature times entropy from the second step on is added to the delivery.
+temperature times entropy from the second step on is added to the delivery. **Drift**: the share of
+the final episodes' steps whose state cell and torque bin the data does not hold; it was added late
+and measured in {drifts} runs.
 
 "last N": the last N of the teacher's 100 episodes; "all": the 100; "random 20": 20 episodes of
 uniformly random torques; "random 10 + last 10": 10 of these and the last 10; "2,000 rows": drawn
@@ -417,7 +425,8 @@ def report():
     kinds, ten = ("sac", "cql", "bc"), ("last 10", "all")
     machines = sorted({"{cpu}, {threads} thread, Python {python}, torch {torch}, NumPy {numpy}, "
                        "gym {gym}, commit {commit}".format(**line) for line in study.lines})
-    text = [HEADER.format(done=len(study.lines), all=len(grid()), machines="; ".join(machines))]
+    text = [HEADER.format(done=len(study.lines), all=len(grid()), machines="; ".join(machines),
+                          drifts=sum("outside" in line for line in study.lines))]
     shown = [data for data in DATA if study.get(data, "cql")]
 
     def regime(title, function, digits=0, who=kinds, **more):
@@ -434,6 +443,8 @@ def report():
                    teacher=lambda d: spread(np.array([outcome(study.teachers[s])
                                                       for s in study.get(d, "cql")])))
     text += regime("The final 100 episodes", lambda x: x["return"])
+    text += regime("Drift, in % of the steps", drift, 1, seeds=lambda data: " / ".join(
+        f"{np.isfinite(study.values(data, kind, drift)).sum()}" for kind in kinds))
     text += regime("Contrast at update 4,000", lambda x: at(x, 4000, 4), 2, kinds[:2])
     text += regime("Contrast at the end", lambda x: x["tests"][-1][4], 2, kinds[:2])
     text += regime("Promised at the final episodes' start", lambda x: x["promised"], 1, kinds[:2])
@@ -531,6 +542,13 @@ def readme(study):
     yield f"{len(study.lines)} of {len(grid())} planned runs are done"
     yield ", ".join(f"{data}: {gain(data, 'sac')} ({seeds(data, 'sac')})"
                     for data in ("last 10", "random 20"))
+    lacks = {name: study.values("last 40", name, drift) for name in ("cql", "sac")}
+    lacks = {name: x[np.isfinite(x)] for name, x in lacks.items()}
+    yield (f"steps that the last 40 lack: cql {iqm(lacks['cql']):.0f} %, sac "
+           f"{iqm(lacks['sac']):.0f} % ({len(lacks['sac'])})")
+    yield (f"cql minus cql as printed: {study.pairs(('all', 'cql'), ('all', 'cql as printed'))}")
+    again = sorted(study.gain(line) for line in study.again)
+    yield (f"{len(again)} other students of them end {-again[-1]:.0f} to {-again[0]:.0f} below")
     for what in ("last 10", "all", "random 10 + last 10"):
         other = "bc" if what == "last 10" else "sac"
         yield f"{what}: cql {gain(what, 'cql')}, {other} {gain(what, other)} ({seeds(what)})"

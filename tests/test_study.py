@@ -137,6 +137,8 @@ def test_the_report_of_a_part_of_the_cells(tmp_path, monkeypatch):
         coverage = 2.0 + 0.5 * study.DATA.index(cell["data"]) if cell["data"] else 5.0
         tests = [[2000 * k, -1400 if k == 0 else value, 10 * k, 80, 0.5] for k in range(26)]
         lines.append(cell | made | {"coverage": coverage, "return": value + 2, "tests": tests})
+        if cell["seed"]:                              # a measure that older lines do not have
+            lines[-1]["outside"] = 0.1 * cell["seed"]
     (tmp_path / "study.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.setattr(study, "RESULTS", tmp_path)
     study.report()
@@ -151,6 +153,7 @@ def test_the_report_of_a_part_of_the_cells(tmp_path, monkeypatch):
     assert rows["sac", "10"][2] == "-1,545 (-1,590 to -1,500)"
     assert rows["last 10", "+1,340, better on 4 of 4"][2:] == [
         "+10, better on 4 of 4", "0 of 10", "4 of 4", "10 of 10", "0 of 10", "4 of 4", "10 of 10"]
+    assert "| 4 / 3 / 4 | 25.0 (10.0 to 40.0) | 20.0 (10.0 to 30.0) |" in text      # drift, last 5
     assert "all: cql minus cql as printed: not run" in text
     assert "of the delivery; a critic that only warms up has 0.39" in text
 
@@ -160,6 +163,6 @@ def test_readme_has_the_figures_of_the_results():
     measured = study.Study()
     assert measured.lines, "results/study.jsonl is of another program: run tests/study.py"
     figures = [*study.readme(measured)]
-    assert len(figures) == 12
+    assert len(figures) == 15
     for figure in figures:
         assert figure in text, figure
