@@ -535,31 +535,40 @@ def readme(study):
     def seeds(data, name="cql"):
         return len(study.get(data, name))
 
-    returns = {name: iqm(study.values("random 20", name, lambda line: line["return"]))
-               for name in ("cql", "sac")}
-    worst = {len(x[0]["as_printed"]): min(line["return"] for line in x) for x in
-             ([*study.printed.values()], [study.teachers[seed] for seed in study.printed])}
+    def better(one, other):
+        return f"{count(study.minus(one, other) > 0)} seeds"
+
+    def measured(data, name, function):
+        values = study.values(data, name, function)
+        return f"{iqm(values[np.isfinite(values)]):,.0f}"
+
     yield f"{len(study.lines)} of {len(grid())} planned runs are done"
+    yield f"On the last 85 alone it reaches {outcome(study.get('last 85', 'cql')[0]):.0f}"
+    yield f"sac fails on narrow data, on {count(study.to_teacher('last 10', 'sac') < -800)} seeds"
     yield ", ".join(f"{data}: {gain(data, 'sac')} ({seeds(data, 'sac')})"
                     for data in ("last 10", "random 20"))
-    lacks = {name: study.values("last 40", name, drift) for name in ("cql", "sac")}
-    lacks = {name: x[np.isfinite(x)] for name, x in lacks.items()}
-    yield (f"steps that the last 40 lack: cql {iqm(lacks['cql']):.0f} %, sac "
-           f"{iqm(lacks['sac']):.0f} % ({len(lacks['sac'])})")
-    yield (f"cql minus cql as printed: {study.pairs(('all', 'cql'), ('all', 'cql as printed'))}")
-    again = sorted(study.gain(line) for line in study.again)
-    yield (f"{len(again)} other students of them end {-again[-1]:.0f} to {-again[0]:.0f} below")
+    known = np.isfinite(study.values("last 40", "sac", drift)).sum()
+    yield (f"steps that the last 40 lack: cql {measured('last 40', 'cql', drift)} %, "
+           f"sac {measured('last 40', 'sac', drift)} % ({known})")
     for what in ("last 10", "all", "random 10 + last 10"):
         other = "bc" if what == "last 10" else "sac"
         yield f"{what}: cql {gain(what, 'cql')}, {other} {gain(what, other)} ({seeds(what)})"
-    yield f"return: cql {returns['cql']:,.0f}, sac {returns['sac']:,.0f} ({seeds('random 20')})"
-    yield f"as printed {worst[4]:,.0f}, corrected {worst[0]:,.0f} ({len(study.printed)})"
-    yield f"sac fails on narrow data, on {count(study.to_teacher('last 10', 'sac') < -800)} seeds"
-    yield f"cql below sac on {count(study.minus(('all', 'cql'), ('all', 'sac')) < 0)} seeds"
+    yield f"cql below sac on {better(('all', 'sac'), ('all', 'cql'))}"
+    above = [x["return"] > x["data mean"] for x in study.get("random 20", "cql").values()]
+    yield f"cql exceeds it on {count(above)} seeds"
+    means = (measured("random 20", *x) for x in (("cql", lambda x: x["return"]), (
+        "sac", lambda x: x["return"]), ("cql", lambda x: x["data mean"])))
+    yield "return: cql {}, sac {}, the data {} ({})".format(*means, seeds("random 20"))
+    worst = [min(x["return"] for x in some.values()) for some in (study.printed, study.teachers)]
+    yield "as printed {:,.0f}, corrected {:,.0f} ({})".format(*worst, len(study.printed))
+    yield f"cql minus cql as printed: {study.pairs(('all', 'cql'), ('all', 'cql as printed'))}"
     yield f"do not save sac ({gain('last 85', 'sac')}, {seeds('last 85', 'sac')} seeds)"
-    rows = [("2,000 rows", name) for name in ("cql", "bc")]
-    yield f"cql beats bc on {count(study.minus(*rows) > 0)} seeds"
-    yield f"beats cql on all ({count(study.minus(('last 10', 'bc'), ('all', 'cql')) > 0)} seeds)"
+    yield f"cql beats bc on {better(('2,000 rows', 'cql'), ('2,000 rows', 'bc'))}"
+    yield (f"sac, which fails or not, on "
+           f"{count(study.minus(('2,000 rows', 'cql'), ('2,000 rows', 'sac')) > 0)}")
+    yield f"beats cql on all ({better(('last 10', 'bc'), ('all', 'cql'))})"
+    again = sorted(study.gain(line) for line in study.again)
+    yield f"{len(again)} other students of them end {-again[-1]:.0f} to {-again[0]:.0f} below"
 
 
 COLOURS = {"sac": "C3", "cql": "C0", "bc": "C2", "cql as printed": "C4"}
