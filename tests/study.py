@@ -562,6 +562,11 @@ def readme(study):
     worst = [min(x["return"] for x in some.values()) for some in (study.printed, study.teachers)]
     yield "as printed {:,.0f}, corrected {:,.0f} ({})".format(*worst, len(study.printed))
     yield f"cql minus cql as printed: {study.pairs(('all', 'cql'), ('all', 'cql as printed'))}"
+    for data in ("last 10", "all"):
+        less = {w: study.to_teacher(data, f"cql, weight {w}") for w in ("0.2", "1")}
+        yield f"{data}: " + ", ".join(f"weight {w} {round(iqm(x)):+,} ({len(x)})"
+                                      for w, x in less.items())
+    yield f"weight 1 ends near its teacher on {count(less['1'] > -25)} seeds"
     over = [study.minus(("last 85", "cql"), ("last 85", name)) for name in ("bc", "sac")]
     yield f"cql beats both on {count(np.minimum(*over) > 0)} seeds, bc by {iqm(over[0]):.0f}"
     yield f"do not save sac ({gain('last 85', 'sac')}, {seeds('last 85', 'sac')} seeds)"
