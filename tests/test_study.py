@@ -163,6 +163,6 @@ def test_readme_has_the_figures_of_the_results():
     measured = study.Study()
     assert measured.lines, "results/study.jsonl is of another program: run tests/study.py"
     figures = [*study.readme(measured)]
-    assert len(figures) == 22
+    assert len(figures) == 27
     for figure in figures:
         assert figure in text, figure
