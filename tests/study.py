@@ -683,7 +683,7 @@ def draw_students(study):
 
 def draw_regimes(study):
     """Outcome minus the teacher's against coverage, a dot for each seed; a line joins the IQMs
-    of the last 5 to 85. The students of a dataset are 0.04 apart, so that dots do not hide others."""
+    of the last 5 to 85. The students of a dataset are 0.04 apart: dots do not hide others."""
     picture = figure(12, 6.5)
     axes = picture.subplots()
     marks = dict(zip(["all", *MIXTURES], "*sD^"))
