@@ -343,7 +343,9 @@ class Study:
         return self.groups.get((data, name), {})
 
     def values(self, data, name, function=outcome):
-        return np.array([function(line) for line in self.get(data, name).values()])
+        """What a function gives for a group's lines, where it was measured."""
+        found = np.array([function(line) for line in self.get(data, name).values()], float)
+        return found[~np.isnan(found)]
 
     def gain(self, line):
         """A student's outcome minus its teacher's."""
@@ -377,8 +379,7 @@ def count(found):
 
 
 def spread(values, digits=0):
-    """IQM (lowest to highest) of the values that were measured."""
-    values = values[~np.isnan(values)]
+    """IQM (lowest to highest)."""
     if not len(values):
         return "–"
     return f"{iqm(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
@@ -444,7 +445,7 @@ def report():
                                                       for s in study.get(d, "cql")])))
     text += regime("The final 100 episodes", lambda x: x["return"])
     text += regime("Drift, in % of the steps", drift, 1, seeds=lambda data: " / ".join(
-        f"{np.isfinite(study.values(data, kind, drift)).sum()}" for kind in kinds))
+        f"{len(study.values(data, kind, drift))}" for kind in kinds))
     text += regime("Contrast at update 4,000", lambda x: at(x, 4000, 4), 2, kinds[:2])
     text += regime("Contrast at the end", lambda x: x["tests"][-1][4], 2, kinds[:2])
     text += regime("Promised at the final episodes' start", lambda x: x["promised"], 1, kinds[:2])
@@ -540,18 +541,17 @@ def readme(study):
         return f"{count(study.minus(one, other) > 0)} seeds"
 
     def measured(data, name, function):
-        values = study.values(data, name, function)
-        return f"{iqm(values[np.isfinite(values)]):,.0f}"
+        return f"{iqm(study.values(data, name, function)):,.0f}"
 
     yield f"{len(study.lines)} of {len(grid())} planned runs are done"
     yield f"On the last 85 alone it reaches {outcome(study.get('last 85', 'cql')[0]):.0f}"
     yield f"sac fails on narrow data, on {count(study.to_teacher('last 10', 'sac') < -800)} seeds"
     yield ", ".join(f"{data}: {gain(data, 'sac')} ({seeds(data, 'sac')})"
                     for data in ("last 10", "random 20"))
-    known = np.isfinite(study.values("last 40", "sac", drift)).sum()
     yield (f"steps that the last 40 lack: cql {measured('last 40', 'cql', drift)} %, "
            f"bc {measured('last 40', 'bc', drift)} %, "
-           f"sac {measured('last 40', 'sac', drift)} % ({known})")
+           f"sac {measured('last 40', 'sac', drift)} % "
+           f"({len(study.values('last 40', 'sac', drift))})")
     early = (iqm(study.values("last 10", x, lambda x: at(x, 4000, 4))) for x in ("cql", "sac"))
     yield "at update 4,000 by: cql {:.1f}, sac {:.2f};".format(*early)
     passed = [at(x, 4000, 2) > at(x, 4000, 3) for x in study.get("last 10", "sac").values()]
