@@ -1,39 +1,52 @@
 """The page "Offline RL" of the Simple_Reinforcement_Learning course, complete and right.
 
 A SAC teacher learns Pendulum-v1 online, its transitions are frozen, and a CQL student learns from
-them alone. Order (both loops last), names, shapes and constants are the page's; what it leaves out
-(the update, the reward's shift, temperature, learning rates) is from the course's notebook. Four
-things on it are wrong (ERRATA): a comment "Page:" stands where ours differs.
+them alone. Names, order and constants are the page's; what it leaves out (the update, the reward's
+shift, the temperature, the learning rates) is from the course's notebook. Four things on the page
+are wrong (ERRATA); a comment that begins with "Page:" stands wherever ours differs.
+
+Read from the top to the end of main: that is the whole program. What main calls follows after it.
 
 SAC: Haarnoja et al. 2018, Soft Actor-Critic Algorithms and Applications (arXiv 1812.05905). CQL:
 Kumar et al. 2020 (2006.04779). Pardo: Pardo et al. 2018, Time Limits in RL (1712.00378).
 """
+import argparse
+import contextlib
 import copy
+import functools
+import importlib
+import io
+import json
 import math
 import os
+import pathlib
 import random
-import signal
+import sys
+import time
+import types
+import zipfile
 
-if __name__ == "__main__" and os.name == "posix":     # signals wait until main can answer them
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-if "OMP_WAIT_POLICY" not in os.environ:               # before torch: its idle threads soon give
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")   # their processor to others
+import gym
+import numpy as np
+import torch
 
-import gym  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+__all__ = ["CQL", "Data", "ERRATA", "MyWrapper", "SAC", "env"]
 
 BATCH = 64             # rows in a batch
 CAPACITY = 100_000     # rows that a Data keeps
 EPISODE = 200          # steps of an episode
 UPDATES = 200          # the teacher's updates after each episode
-SAMPLES = 5            # torques of each kind (random, current, next) for a state in CQL's penalty
-WEIGHT = 5.0           # of CQL's penalty
-TORQUE = 2.0           # Pendulum's torque lies in [-2, 2] N m
+WIDTH = 128            # units of a hidden layer
+LR_VALUE = 3e-3        # Adam's learning rate for the critics
+LR_ACTION = 3e-4       # Adam's learning rate for the policy and the temperature
 GAMMA = 0.99           # discount for each step
 TAU = 0.005            # soft update of the target critics
+TEMPERATURE = 0.01     # the first; it is learned from then on
 TARGET_ENTROPY = -1.0  # minus the number of action dimensions (SAC, appendix D)
 SCALE = 8              # an update uses (reward + 8) / 8, from -1.03 to 1; Data keeps the reward
+TORQUE = 2.0           # Pendulum's torque lies in [-2, 2] N m
+SAMPLES = 5            # torques of each kind (random, current, next) for a state in CQL's penalty
+WEIGHT = 5.0           # of CQL's penalty
 ERRATA = {             # jacobian acts in SAC and CQL, sign and range in CQL alone, timeout in Data
     "jacobian": "log(1 - tanh(action)^2), where action is a tanh already; right: log(1 - action^2)",
     "sign": "the penalty has Q - entropy, where entropy is -log pi; right: Q - log pi",
@@ -42,21 +55,14 @@ ERRATA = {             # jacobian acts in SAC and CQL, sign and range in CQL alo
 }
 
 
-def check_errata(names):
-    """The errata to restore, as a frozenset; raises ValueError for a name that is not in ERRATA."""
-    names = frozenset([names] if isinstance(names, str) else names)
-    if unknown := names - ERRATA.keys():
-        raise ValueError(f"no erratum is called {min(unknown)}; there are {', '.join(ERRATA)}")
-    return names
-
-
 class MyWrapper(gym.Wrapper):
     """Pendulum-v1 with the page's interface. A state is (cos angle, sin angle, speed in rad/s),
     upright at angle 0; a step's reward is -(angle^2 + 0.1 speed^2 + 0.001 torque^2) before it."""
 
     def __init__(self):
-        # gym's checker uses np.bool8, which NumPy 2 no longer has
-        env = gym.make("Pendulum-v1", render_mode="rgb_array", disable_env_checker=True)
+        # gym's own limit follows EPISODE; its checker uses np.bool8, which NumPy 2 lacks
+        env = gym.make("Pendulum-v1", render_mode="rgb_array", max_episode_steps=EPISODE,
+                       disable_env_checker=True)
         super().__init__(env)
         self.env = env
         self.step_n = 0
@@ -75,6 +81,13 @@ class MyWrapper(gym.Wrapper):
         info["timeout"] = done and not terminated
         return state, reward, done, info
 
+    def show(self):
+        """Draw the pendulum as it is now, in a window or a notebook's output."""
+        from matplotlib import pyplot
+        pyplot.imshow(self.env.render())
+        pyplot.pause(0.01)
+        pyplot.clf()
+
 
 env = MyWrapper()
 
@@ -87,6 +100,9 @@ class Data:
         self.as_printed = check_errata(as_printed)
         self.rows = np.empty([0, 10], np.float32)
         self.frozen = False
+
+    def __len__(self):
+        return len(self.rows)
 
     @property
     def datas(self):
@@ -112,6 +128,8 @@ class Data:
     def get_sample(self):
         """64 different rows: state, action, reward, next_state float32 [64, 3], [64, 1], [64, 1],
         [64, 3] and over int64 [64, 1]; ValueError when there are fewer rows."""
+        if len(self.rows) < BATCH:
+            raise ValueError(f"{len(self.rows)} rows; a batch draws {BATCH} different ones")
         return self._columns(self.rows[random.sample(range(len(self.rows)), BATCH)])
 
     def _columns(self, rows):
@@ -122,15 +140,11 @@ class Data:
         return state, action, reward, next_state, over.long()
 
     def freeze(self):
-        """From here on nothing can write to the rows and update_data raises. Returns self."""
-        self.rows = np.frombuffer(self.rows.tobytes(), np.float32).reshape(-1, 10)
+        """From here on the rows are read-only and update_data raises. Returns self."""
+        self.rows = self.rows.copy()            # so that no older view of them can write, either
+        self.rows.flags.writeable = False
         self.frozen = True
         return self
-
-    def __setstate__(self, state):                 # a copy of a frozen dataset is frozen
-        self.__dict__ |= state
-        if self.frozen:
-            self.freeze()
 
 
 class SAC:
@@ -142,9 +156,9 @@ class SAC:
 
         def __init__(self):
             super().__init__()
-            self.fc_state = torch.nn.Sequential(torch.nn.Linear(3, 128), torch.nn.ReLU())
-            self.fc_mu = torch.nn.Linear(128, 1)
-            self.fc_std = torch.nn.Sequential(torch.nn.Linear(128, 1), torch.nn.Softplus())
+            self.fc_state = torch.nn.Sequential(torch.nn.Linear(3, WIDTH), torch.nn.ReLU())
+            self.fc_mu = torch.nn.Linear(WIDTH, 1)
+            self.fc_std = torch.nn.Sequential(torch.nn.Linear(WIDTH, 1), torch.nn.Softplus())
 
         def forward(self, state, n=1):
             """[b, 3] -> n torques a state (page: 1; CQL: 5), [b, n], and the entropy of each,
@@ -156,7 +170,8 @@ class SAC:
             action = torch.tanh(sample)                             # [b, n]
             # Page: log(1 - tanh(action)^2 + 1e-7), but action is a tanh: that squashes twice.
             x = action if "jacobian" in self.as_printed else sample
-            # log(1 - tanh(x)^2), in a form that keeps its gradient where float32's tanh is 1
+            # log(1 - tanh(x)^2), rewritten: where x is above 9, float32's tanh(x) is 1, and the
+            # logarithm would have no gradient left that could bring the policy back
             log_slope = 2 * (math.log(2) - x - torch.nn.functional.softplus(-2 * x))
             entropy = log_slope - dist.log_prob(sample)             # [b, n]
             return action * TORQUE, entropy
@@ -168,9 +183,9 @@ class SAC:
         def __init__(self):
             super().__init__()
             self.sequential = torch.nn.Sequential(
-                torch.nn.Linear(4, 128), torch.nn.ReLU(),
-                torch.nn.Linear(128, 128), torch.nn.ReLU(),
-                torch.nn.Linear(128, 1),
+                torch.nn.Linear(4, WIDTH), torch.nn.ReLU(),
+                torch.nn.Linear(WIDTH, WIDTH), torch.nn.ReLU(),
+                torch.nn.Linear(WIDTH, 1),
             )
 
         def forward(self, state, action):
@@ -181,26 +196,31 @@ class SAC:
         self.model_value1, self.model_value2 = self.ModelValue(), self.ModelValue()
         self.model_value_next1 = copy.deepcopy(self.model_value1)
         self.model_value_next2 = copy.deepcopy(self.model_value2)
-        self.alpha = torch.tensor(math.log(0.01), requires_grad=True)     # log of the temperature
+        self.alpha = torch.tensor(math.log(TEMPERATURE), requires_grad=True)    # the log of it
+        # one Adam for what is stepped together gives each part the same steps as one of its own
         values = [*self.model_value1.parameters(), *self.model_value2.parameters()]
-        self.optimizer_value = torch.optim.Adam(values, lr=3e-3, fused=True)
         actions = [*self.model_action.parameters(), self.alpha]
-        self.optimizer_action = torch.optim.Adam(actions, lr=3e-4, fused=True)
+        self.optimizer_value = torch.optim.Adam(values, lr=LR_VALUE, fused=True)
+        self.optimizer_action = torch.optim.Adam(actions, lr=LR_ACTION, fused=True)
         self.loss_fn = torch.nn.MSELoss()
         self.as_printed = as_printed
 
-    def _restore(self, names):
-        self._as_printed = self.model_action.as_printed = check_errata(names)
+    @property
+    def as_printed(self):
+        """The errata that are restored, a frozenset. Setting it acts from the next update on."""
+        return self._as_printed
 
-    as_printed = property(lambda self: self._as_printed, _restore)
+    @as_printed.setter
+    def as_printed(self, names):
+        self._as_printed = check_errata(names)
+        self.model_action.as_printed = self._as_printed             # where jacobian acts
 
     def get_action(self, state):
-        """A torque of the policy, float in [-2, 2]; ValueError unless given 3 finite numbers."""
+        """A torque of the policy, float in [-2, 2], for three numbers; else ValueError."""
         state = torch.from_numpy(np.asarray(state, np.float32).reshape(1, 3))
-        if not state.isfinite().all():
-            raise ValueError(f"a state is three finite numbers, not {state.tolist()[0]}")
         with torch.no_grad():
-            return self.model_action(state)[0].item()               # [1, 3] -> [1, 1] -> float
+            action, _ = self.model_action(state)                    # [1, 3] -> [1, 1]
+        return action.item()
 
     def test(self, play):
         """The return of one episode from a random start; with play=True it is shown."""
@@ -209,39 +229,30 @@ class SAC:
             state, reward, over, _ = env.step([self.get_action(state)])
             reward_sum += float(reward)
             if play:
-                show(env)
+                env.show()
         return reward_sum
 
     def train(self, state, action, reward, next_state, over):
-        """One update (SAC, algorithm 1) from a batch like Data.get_sample's, else ValueError, or
-        RuntimeError where its columns differ in length."""
-        rows = torch.cat([state, action, reward, next_state, over], dim=1)      # [b, 9]
-        if rows.shape[1] != 9 or not len(rows) or not rows.sum().isfinite():
-            raise ValueError("a batch is finite, has 3, 1, 1, 3 and 1 columns, and is not empty")
-        self._backward_value(state, action, reward, next_state, over)
-        self.optimizer_value.step()
-
-        self._backward_action(state)
-        self.optimizer_action.step()
-
-        self._soft_update(self.model_value1, self.model_value_next1)
-        self._soft_update(self.model_value2, self.model_value_next2)
-
-    def _backward_value(self, state, action, reward, next_state, over):
-        """Set the gradients of the critics' losses (a method, so that accelerate can record it)."""
+        """One update from a batch like Data.get_sample's (SAC, algorithm 1)."""
+        # the critics (SAC, equation 5)
         target = self._get_target((reward + SCALE) / SCALE, next_state, over)             # [b, 1]
         loss_value1 = self._get_loss_value(self.model_value1, target, state, action, next_state)
         loss_value2 = self._get_loss_value(self.model_value2, target, state, action, next_state)
         self.optimizer_value.zero_grad()
         (loss_value1 + loss_value2).backward()
+        self.optimizer_value.step()
 
-    def _backward_action(self, state):
-        """Set the gradients of the policy's loss and of the temperature's (SAC, equation 18)."""
+        # the policy, and the temperature (SAC, equation 18)
         loss_action, entropy = self._get_loss_action(state)
         loss_alpha = ((entropy - TARGET_ENTROPY).detach() * self.alpha.exp()).mean()
         self.optimizer_action.zero_grad()
-        learning = [p for p in (*self.model_action.parameters(), self.alpha) if p.requires_grad]
-        (loss_action + loss_alpha).backward(inputs=learning)                    # not the critics
+        # the policy's loss runs through the critics, but `inputs` keeps gradients for these alone
+        learning = [*self.model_action.parameters(), self.alpha]
+        (loss_action + loss_alpha).backward(inputs=[p for p in learning if p.requires_grad])
+        self.optimizer_action.step()
+
+        self._soft_update(self.model_value1, self.model_value_next1)
+        self._soft_update(self.model_value2, self.model_value_next2)
 
     @torch.no_grad()
     def _get_target(self, reward, next_state, over):
@@ -259,14 +270,16 @@ class SAC:
     def _get_loss_action(self, state):
         """The policy's loss, a scalar (SAC, equation 7), and its torques' entropies, [b, 1]."""
         action, entropy = self.model_action(state)                              # [b, 1]
-        value1, value2 = self.model_value1(state, action), self.model_value2(state, action)
+        value1 = self.model_value1(state, action)                               # [b, 1]
+        value2 = self.model_value2(state, action)                               # [b, 1]
         loss_action = -self.alpha.detach().exp() * entropy - torch.min(value1, value2)
         return loss_action.mean(), entropy
 
     @torch.no_grad()
     def _soft_update(self, _from, _to):
         """Each parameter of _to becomes 0.995 of itself + 0.005 of its like in _from."""
-        torch._foreach_lerp_([*_to.parameters()], [*_from.parameters()], TAU)
+        for old, new in zip(_to.parameters(), _from.parameters()):
+            old.lerp_(new, TAU)
 
 
 class CQL(SAC):
@@ -274,31 +287,38 @@ class CQL(SAC):
     5 is large: on undivided rewards, beside the halved squared error of the paper's equation 4,
     the same loss has 5 * 8 / 2 = 20 times (8 logsumexp(Q / 8) - Q)."""
 
-    def __init__(self, as_printed=(), weight=WEIGHT):
+    def __init__(self, as_printed=(), weight=None):
         super().__init__(as_printed)
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"weight {weight}: give a number of at least 0")
-        self.weight = weight
+        self.weight = WEIGHT if weight is None else weight
 
     def _get_loss_value(self, model_value, target, state, action, next_state):
-        """SAC's loss of one critic plus weight * (log of the integral of exp Q over tanh's (-1, 1),
-        estimated from 15 torques, plus log 15, minus Q of the data's torque), a scalar."""
+        """SAC's loss of one critic, and weight times the penalty: logsumexp of Q over 15 torques
+        minus Q of the data's torque, a scalar (CQL, equation 4). The logsumexp estimates the log
+        of the integral of exp(Q) over all torques; that it sums 15 terms where an estimate would
+        take their mean adds the constant log 15."""
         # Page: (-1, 1), which leaves half of the torques out of the penalty.
         limit = 1 if "range" in self.as_printed else TORQUE
         rand_action = limit * torch.empty([len(state), SAMPLES]).uniform_(-1, 1)       # [b, 5]
-        with torch.no_grad():                     # Page: with a gradient, which nothing uses.
+        # No gradient: this loss trains the critic. The policy has its own, _get_loss_action.
+        # Page: with a gradient, that is computed and thrown away.
+        with torch.no_grad():
             actions, entropies = self.model_action(torch.cat([state, next_state]), SAMPLES)
         curr_action, next_action = actions.chunk(2)                             # [2 b, 5] -> [b, 5]
         curr_entropy, next_entropy = entropies.chunk(2)                         # [2 b, 5] -> [b, 5]
 
-        # one pass of the critic over 16 torques for each state: the data's and 5 of each kind
+        # Page: a pass of the critic for each kind, on [b * 5, 1]; here one pass over the 16 torques
+        # of a state: the data's and 5 of each kind. The next state's torques are tried in *this*
+        # state, as on the page and in CQL's own code: torques of any known density will do to
+        # estimate the integral here, and the policy's at the next state are likely ones.
         action = torch.cat([action, rand_action, curr_action, next_action], dim=1)     # [b, 16]
         state = state.unsqueeze(1).repeat(1, action.shape[1], 1)                # [b, 16, 3]
         values = model_value(state.reshape(-1, 3), action.reshape(-1, 1)).reshape(action.shape)
         value, value_rand, value_curr, value_next = values.split([1] + 3 * [SAMPLES], dim=1)
         loss_value = self.loss_fn(value, target)
 
-        # Q minus the log of the torque's density per unit of tanh (CQL, appendix F)
+        # Importance sampling (CQL, appendix F): a torque that is drawn more often counts for less,
+        # exp(Q) / density in the sum, Q - log density in its exponent. Densities are per unit of
+        # tanh; there a uniform torque has 0.5, one over the length of (-1, 1).
         value_rand = value_rand - math.log(0.5)                                 # [b, 5]
         # Page: minus entropy, but entropy is minus the log of the density.
         sign = -1 if "sign" in self.as_printed else 1
@@ -306,149 +326,254 @@ class CQL(SAC):
         value_next = value_next + sign * next_entropy                           # [b, 5]
         value_cat = torch.cat([value_rand, value_curr, value_next], dim=1)      # [b, 15]
         loss_cat = torch.logsumexp(value_cat, dim=1).mean()                     # [b, 15] -> scalar
-        return loss_value + self.weight * (loss_cat - value.mean())            # scalar
+        return loss_value + self.weight * (loss_cat - value.mean())             # scalar
 
 
-def train_teacher(teacher, data, epochs, run, train):
-    """The page's online loop, flat: `run` can stop and go on at every step. run.test is test_result
-    from 10 fixed starts, also at the end. `train` is teacher.train or accelerate(teacher)."""
-    for step in run.steps("teacher", teacher, epochs * UPDATES, data):
-        epoch, i = divmod(step, UPDATES)
-        if i == 0:
-            data.update_data(teacher)
-        train(*data.get_sample())
-        if i == UPDATES - 1 and (epoch % 10 == 0 or epoch == epochs - 1):
+def train_teacher(teacher, data, epochs, run):
+    """The page's online loop. run.remaining is range(epochs), or what a resumed run has left of it;
+    run.test is the page's test, always from the same 10 starts, and saves."""
+    for epoch in run.remaining(epochs):
+        data.update_data(teacher)
+        for i in range(UPDATES):
+            teacher.train(*data.get_sample())
+
+        if epoch % 10 == 0 or epoch == epochs - 1:
             run.test(epoch)
 
 
-def train_student(student, data, steps, run, train):
-    """The page's offline loop: no new data. `train` is student.train or accelerate(student)."""
-    for i in run.steps("student", student, steps, data):
-        train(*data.get_sample())
+def train_student(student, data, steps, run):
+    """The page's offline loop: nothing is added to the data."""
+    for i in run.remaining(steps):
+        student.train(*data.get_sample())
+
         if i % 2000 == 0 or i == steps - 1:
             run.test(i)
 
 
-# The page ends here. The rest is ours: speed, the promise meter, files, pictures, the command line.
+def main(argv):
+    """The story: a teacher learns online, its data are frozen, a student learns from them alone."""
+    options = parse_options(argv)
+    torch.set_num_threads(1)          # small matrices; and no number depends on how many cores
+    torch.set_flush_denormal(True)    # Adam's averages of dead units end below 1e-38: half as fast
+    if options.play:
+        play(options.play, options.seed)
+        return
 
-import argparse
-import contextlib
-import functools
-import hashlib
-import importlib
-import io
-import json
-import pathlib
-import re
-import shlex
-import subprocess
-import sys
-import time
-import warnings
-import zipfile
-
-__all__ = ["CQL", "Data", "ERRATA", "MyWrapper", "SAC", "accelerate", "env"]
-STATE = "float", [-1, -1, -8], [1, 1, 8]            # kind, and any Pendulum's least and most
-COLUMNS = {"observations": STATE, "actions": ("float", [-2], [2]), "rewards": ("float", -16.3, 0),
-           "next_observations": STATE, "terminals": ("bool", 0, 1), "timeouts": ("bool", 0, 1)}
-LARGEST = 1 << 30                # bytes of a file that is read, packed or unpacked
-PROGRAM = pathlib.Path(__file__).read_text(encoding="utf-8")
-
-
-class UserError(ValueError):
-    """A user's mistake: the message says in one line what was wrong, where, and what to do."""
-
-
-def accelerate(agent):
-    """A function with train's arguments that makes the same updates to the same agent, to the last
-    bit and faster: train, with records of _backward_value and _backward_action in their place.
-    Python in these two (a print, a hook, a breakpoint) runs a few times in the first call, then no
-    more. Updates run plain, after a notice, where they cannot be recorded (.item(), an if on a
-    tensor, a normalization), and with none for other batch sizes and once an attribute (weight, a
-    network) is replaced. After a change inside a network or the code, accelerate again."""
-    records = None
-
-    def train(*batch):
-        nonlocal records
-        vars(agent).update(records or {})
-        try:
-            agent.train(*batch)
-        finally:
-            for name in records or {}:
-                vars(agent).pop(name, None)
-        if records is None:                                  # a bad batch has raised by now
-            records = checked_records(agent, batch)
-
-    return train
-
-
-def checked_records(agent, batch):
-    """record(agent, batch), if three updates of two copies show that it changes no bit, else {}."""
-    drawn = random.getstate(), np.random.get_state()
+    run, options = open_run(options, argv)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-            plain, fast = copy.deepcopy(agent), copy.deepcopy(agent)
-            before = [*vars(plain).values()]
-            vars(fast).update(record(fast, batch))
-            for copied in 3 * [plain, fast]:
-                torch.manual_seed(0)
-                copied.train(*batch)
-            same = all(map(torch.equal, tensors(parts(plain)), tensors(parts(fast))))
-            if not same or [*map(id, before)] != [*map(id, vars(plain).values())]:
-                raise ValueError("replayed, they give other numbers")
-            return record(agent, batch)
-    except Exception as error:
-        say(f"note: updates cannot be recorded and run plain, slower ({error!r:.90})", "stderr")
-        return {}
-    finally:
-        random.setstate(drawn[0])
-        np.random.set_state(drawn[1])
+        if run.stage == "teacher":
+            seed_everything(options.seed)
+            teacher = SAC(options.as_printed)
+            data = Data(options.as_printed)
+            run.begin("teacher", teacher, data)
+            train_teacher(teacher, data, options.epochs, run)
+            save_agent(run.out / "teacher.pt", teacher)
+            save_dataset(run.out / "dataset.npz", choose_episodes(data, options))
+
+        data = load_dataset(run.out / "dataset.npz", options.as_printed)
+        data.freeze()
+        seed_everything(options.seed)
+        if options.student == "cql":
+            student = CQL(options.as_printed, options.weight)
+        elif options.student == "sac":
+            student = SAC(options.as_printed)
+        else:
+            student = BC(options.as_printed)
+        run.begin("student", student, data)
+        train_student(student, data, options.steps, run)
+        save_agent(run.out / "student.pt", student)
+        report(run, data, student)
+    except KeyboardInterrupt:
+        raise UserError(f"stopped; go on with: python cql_pendulum.py --resume {run.out}") from None
 
 
-def record(agent, batch):
-    """{name: a function that sets the gradients that the agent's method sets}: its operations,
-    autograd's among them (make_fx), replayed by TorchScript without Python."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-    optimizers = [x for x in vars(agent).values() if isinstance(x, torch.optim.Optimizer)]
-    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-    attributes = [*vars(agent).values()]
+# The story ends here. What main calls follows, in the order in which it is called.
 
-    def one(method, *batch):
-        def gradients(*inputs):
-            for p in parameters:
-                p.grad = None
-            with torch.enable_grad():
-                method(*inputs)
-            learning[:] = [p for p in parameters if p.grad is not None]
-            return tuple(p.grad for p in learning)
+# ---- The command line ----
+def parse_options(argv):
+    """The options; argparse ends the program with one line where they make no sense."""
+    parser = argparse.ArgumentParser("cql_pendulum.py", usage=argparse.SUPPRESS, allow_abbrev=False)
+    add = parser.add_argument
+    add("--seed", type=number(int, 0, 2 ** 32 - 1), default=0, help="of all chance (%(default)s)")
+    add("--epochs", type=number(int, 1), default=100, help="of the teacher (%(default)s)")
+    add("--steps", type=number(int, 1), default=50_000, help="the student's updates (%(default)s)")
+    add("--student", choices=["cql", "sac", "bc"], default="cql",
+        help="sac: the same without penalty; bc: clones the data's torques (%(default)s)")
+    add("--weight", type=number(float, 0), help=f"of CQL's penalty ({WEIGHT})")
+    add("--as-printed", nargs="*", action="extend", choices=[*ERRATA], metavar="NAME",
+        help=f"restore the page's errata: {', '.join(ERRATA)}; no name: all of them (none)")
+    add("--last", type=number(int, 0), metavar="N", help="train on the last N episodes only (all)")
+    add("--random", type=number(int, 0, CAPACITY // EPISODE), default=0, metavar="N",
+        help="train on N episodes of random torques, then on these (%(default)s)")
+    add("--dataset", type=pathlib.Path, metavar="FILE", help="no teacher: use this dataset.npz")
+    add("--out", type=pathlib.Path, metavar="DIR", help="a new folder for the results (in runs/)")
+    add("--resume", type=pathlib.Path, metavar="DIR", help="go on with the run in this folder")
+    add("--play", type=pathlib.Path, metavar="FILE", help="animate an episode of a saved agent")
+    options = parser.parse_args(argv)
 
-        def replay(*inputs):
-            now = [*vars(agent).values()][:-2]                          # without the two records
-            if [*map(id, now)] != [*map(id, attributes)] or any(
-                    x.shape != y.shape or x.dtype != y.dtype for x, y in zip(inputs, batch)):
-                return method(*inputs)
-            with torch.no_grad(), torch.jit.optimized_execution(False):
-                for p, gradient in zip(learning, traced(*inputs)):
-                    p.grad = gradient
+    given = {name for name, x in vars(options).items() if x != parser.get_default(name)}
+    if options.resume and given != {"resume"}:
+        parser.error("--resume has the options of that run; leave out all others")
+    if options.play and given - {"play", "seed"}:
+        parser.error("--play takes --seed alone; leave out all others")
+    if options.dataset and "epochs" in given:
+        parser.error("--dataset needs no teacher; leave out --epochs")
+    if options.student != "cql" and "weight" in given:
+        parser.error("--weight is for --student cql; leave it out")
+    if options.last == 0 and options.random == 0:
+        parser.error("--last 0 leaves no data; add --random N")
+    most = math.inf if options.dataset else min(options.epochs, CAPACITY // EPISODE)
+    if options.last and options.last > most:
+        parser.error(f"--last {options.last}: the teacher's data will have {most} episodes")
+    if options.as_printed == []:
+        options.as_printed = [*ERRATA]
+    return options
 
-        learning = []
-        with torch.no_grad(), torch.jit.optimized_execution(False):     # optimised, bits may differ
-            traced = torch.jit.trace(make_fx(gradients)(*batch), batch, check_trace=False)
-        for tidy in ("constant_propagation", "peephole", "cse", "dce"):         # a tenth less time
-            getattr(torch._C, f"_jit_pass_{tidy}")(traced.graph)
-        return replay
 
-    return {"_backward_value": one(agent._backward_value, *batch),
-            "_backward_action": one(agent._backward_action, batch[0])}
+def number(kind, least, most=10 ** 9):
+    """A type for argparse: an int or a float from least to most."""
+    def convert(text):
+        value = kind(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text}: give a number from {least} to {most}")
+        return value
+
+    convert.__name__ = kind.__name__                    # argparse says "invalid int value"
+    return convert
 
 
+def play(path, seed):
+    """Play an episode with a saved agent, print its return, and write the animation to FILE.gif."""
+    agent = load_agent(path)
+    os.environ["SDL_VIDEODRIVER"] = "dummy"             # pygame draws without a window
+    pillow = optional("pygame", "no animation") and optional("PIL.Image", "no animation")
+    frames = []
+    if pillow:
+        env.show = lambda: frames.append(pillow.fromarray(env.render()[::2, ::2]))
+    seed_everything(seed)
+    say(f"return {agent.test(play=bool(pillow)):.1f}")
+    if pillow:
+        with whole_file(f"{path}.gif") as file:
+            frames[0].save(file, "GIF", append_images=frames[1:], save_all=True, duration=50,
+                           loop=0)
+        say(f"animation: {path}.gif")
+
+
+# ---- The run and its folder ----
+def open_run(options, argv):
+    """A Run in a new folder, or the one that --resume names; and its options, from config.json. It
+    is the student's stage once dataset.npz is there; checkpoint.pt is of the last test."""
+    if options.resume:
+        file = options.resume / "config.json"
+        with reading(file):
+            options = parse_options(json.loads(file.read_text())["argv"])
+        return Run(file.parent, options.seed), options
+
+    if options.dataset:
+        data = load_dataset(options.dataset)
+        notice_order(options.dataset, data)
+        data = choose_episodes(data, options)
+    out = options.out
+    k = 1
+    while out is None or (out.exists() and not options.out):
+        out = pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}")
+        k += 1
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; give a new folder, or go on with the run "
+                        f"in it: --resume {out}") from None
+    if options.dataset:
+        save_dataset(out / "dataset.npz", data)
+    versions = {package.__name__: package.__version__ for package in (gym, np, torch)}
+    with whole_file(out / "config.json") as file:
+        file.write(json.dumps({"argv": argv, "versions": versions}).encode())
+    return Run(out, options.seed), options
+
+
+class Run:
+    """A run's place in the story: its stage, how many epochs or updates of it are done, and the log
+    of its tests. Each test saves them in the folder `out`; without one (None) nothing is saved."""
+
+    def __init__(self, out, seed):
+        self.out, self.seed = out, seed
+        self.stage = "teacher"
+        self.saved = {}
+        self.log = []                   # a test: stage, step, return, promised, delivered, seconds
+        if out and (out / "dataset.npz").exists():
+            self.stage = "student"
+        if out and (out / "checkpoint.pt").exists():
+            self.saved = read_agent(out / "checkpoint.pt")
+            self.log = self.saved["log"]
+
+    def begin(self, stage, agent, data):
+        """Start a stage with a new agent, or go on with it: agent, data and all chance then become
+        what they were at the last test."""
+        self.stage, self.agent, self.data = stage, agent, data
+        self.done = 0
+        self.begun = time.monotonic()
+        if self.saved.get("stage") == stage:
+            with reading(self.out / "checkpoint.pt"):
+                restore_agent(agent, self.saved)
+                self.done = self.saved["done"]
+                self.begun -= self.log[-1][5]
+                torch.set_rng_state(self.saved["torch"])
+                random.setstate(self.saved["random"])
+                env.unwrapped.np_random.bit_generator.state = self.saved["env"]
+                if stage == "teacher":
+                    data.rows = self.saved["rows"].numpy()
+            self.save()                                             # log.csv may be gone
+
+    def starts(self, purpose, n):
+        """Seeds of n starts for a purpose (0: tests, 1: final episodes), alike for all agents."""
+        return np.random.SeedSequence([self.seed, purpose]).generate_state(n).tolist()
+
+    def remaining(self, total):
+        """The stage's epochs or updates that are still to do, behind a progress bar."""
+        todo = range(self.done, total)
+        if not todo:
+            say(f"the {self.stage} was finished")
+        tqdm = optional("tqdm", "no progress bars")
+        if tqdm:
+            todo = tqdm.tqdm(todo, self.stage, total, initial=self.done, disable=None, leave=False)
+        return todo
+
+    def test(self, step):
+        """Play the test's 10 episodes; log their means, save, and print them."""
+        means = [float(x.mean()) for x in evaluate(self.agent, self.starts(0, 10))]
+        self.log.append([self.stage, step, *means, time.monotonic() - self.begun])
+        self.done = step + 1
+        if self.out:
+            self.save()
+        promised = "       -" if isinstance(self.agent, BC) else f"{means[1]:8.2f}"
+        say(f"{self.stage} {step:6d}   return {means[0]:8.1f}   promised {promised}"
+            f"   delivered {means[2]:6.2f}")
+
+    def save(self):
+        """Write log.csv, then checkpoint.pt: a kill between the two loses no test."""
+        lines = ["stage,step,return,promised,delivered,seconds\n"]
+        lines += ["{},{},{:.3f},{:.3f},{:.3f},{:.1f}\n".format(*row) for row in self.log]
+        with whole_file(self.out / "log.csv") as file:
+            file.write("".join(lines).encode())
+        rows = self.data.rows if self.stage == "teacher" else np.empty([0, 10], np.float32)
+        save_agent(self.out / "checkpoint.pt", self.agent, stage=self.stage, done=self.done,
+                   log=self.log, rows=torch.from_numpy(rows), torch=torch.get_rng_state(),
+                   random=random.getstate(), env=env.unwrapped.np_random.bit_generator.state)
+
+
+def seed_everything(seed):
+    """Seed torch, random and the environment, as each stage does when it begins."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    env.reset(seed=seed)
+
+
+# ---- A test: what an agent returns, what it promised, what it delivered ----
 @torch.no_grad()
 def evaluate(agent, seeds):
-    """One episode for each seed, all side by side: returns, promised, delivered, [episodes] each.
-    Promised is the smaller critic's value of the first torque, with later steps' entropy bonus;
-    delivered is what the episode then pays in that unit, without entropy: the sum of 0.99^t times
-    (reward + 8) / 8 over its T steps, and 0.99^T / (1 - 0.99) times the mean of the last 20, as if
-    its end lasted; 100 at most. The same seeds give the same starts and the same noise."""
+    """One episode for each seed, side by side: returns, promised, delivered, [episodes] each.
+    Promised is the smaller critic's value of the first torque, with the entropy bonus of later
+    steps; delivered is what the episode pays, see discounted. Equal seeds: equal starts, noise."""
     envs = [MyWrapper() for _ in seeds]
     state = torch.tensor(np.stack([env.reset(seed=seed) for env, seed in zip(envs, seeds)]))
     rewards = np.empty([EPISODE, len(envs)])
@@ -461,9 +586,16 @@ def evaluate(agent, seeds):
             steps = [env.step([torque]) for env, torque in zip(envs, action[:, 0].tolist())]
             state = torch.from_numpy(np.stack([step[0] for step in steps]))
             rewards[t] = [step[1] for step in steps]
+    return rewards.sum(axis=0), promised, discounted(rewards)
+
+
+def discounted(rewards):
+    """What [T, episodes] rewards pay in the critics' unit, [episodes]: the sum of 0.99^t times
+    (reward + 8) / 8, and after the T steps 0.99^T / (1 - 0.99) times the mean of the last 20, as if
+    the end lasted; at most 1 / (1 - 0.99) = 100."""
     scaled = (rewards + SCALE) / SCALE
-    tail = GAMMA ** EPISODE / (1 - GAMMA) * scaled[-20:].mean(axis=0)
-    return rewards.sum(axis=0), promised, GAMMA ** np.arange(EPISODE) @ scaled + tail
+    tail = GAMMA ** len(rewards) / (1 - GAMMA) * scaled[-20:].mean(axis=0)
+    return GAMMA ** np.arange(len(rewards)) @ scaled + tail
 
 
 def least_value(agent, state, action):
@@ -471,12 +603,69 @@ def least_value(agent, state, action):
     return torch.min(agent.model_value1(state, action), agent.model_value2(state, action))
 
 
-def show(env):
-    """Draw the pendulum as it is now, in a window or a notebook's output."""
-    from matplotlib import pyplot
-    pyplot.imshow(env.render())
-    pyplot.pause(0.01)
-    pyplot.clf()
+# ---- Agents in files ----
+def save_agent(path, agent, **more):
+    """Write all that going on with an agent needs, and `more`; UserError if it has diverged."""
+    state = {}                          # of what training may change: state_dicts, tensors, numbers
+    learned = [agent.alpha]
+    for name, part in vars(agent).items():
+        if isinstance(part, torch.nn.Module):
+            learned += part.parameters()
+        if hasattr(part, "state_dict"):
+            state[name] = part.state_dict()
+        elif isinstance(part, (int, float, torch.Tensor)):
+            state[name] = part
+    if not all(x.isfinite().all() for x in learned):
+        raise UserError(f"{path}: not written, the agent is NaN or infinite; an earlier one stays. "
+                        f"Try another --seed or a smaller --weight")
+    with whole_file(path) as file:
+        torch.save({"class": type(agent).__name__, "as_printed": sorted(agent.as_printed),
+                    "state": state, **more}, file)
+
+
+def load_agent(path):
+    """The agent in a file of save_agent; UserError where there is none. No code in the file runs.
+    For a class of your own, make an agent and call restore_agent(agent, read_agent(path))."""
+    saved = read_agent(path)
+    with reading(path):
+        agent = {"SAC": SAC, "CQL": CQL, "BC": BC}[saved["class"]]()
+        restore_agent(agent, saved)
+    return agent
+
+
+def read_agent(path):
+    """The dict that save_agent wrote; UserError where there is none."""
+    with reading(path):
+        return torch.load(read_zip(path), weights_only=True)
+
+
+def restore_agent(agent, saved):
+    """Put what save_agent wrote into an agent of the same layers."""
+    for name, part in saved["state"].items():
+        if torch.is_tensor(part):
+            getattr(agent, name).data.copy_(part)
+        elif isinstance(part, dict):
+            getattr(agent, name).load_state_dict(part)
+        else:
+            setattr(agent, name, part)
+    agent.as_printed = saved["as_printed"]
+
+
+# ---- Datasets ----
+def choose_episodes(data, options):
+    """A Data of --random episodes of random torques and then of the --last ones of another;
+    UserError when that has fewer."""
+    found = episodes(data)
+    last = len(found) if options.last is None else options.last
+    if last > len(found):
+        raise UserError(f"--last {last}: the data has {len(found)} episodes")
+    chosen = Data(data.as_printed)
+    random_agent = types.SimpleNamespace(get_action=lambda state: random.uniform(-TORQUE, TORQUE))
+    seed_everything(options.seed)
+    for _ in range(options.random):
+        chosen.update_data(random_agent)
+    chosen.rows = np.concatenate([chosen.rows, *found[len(found) - last:]])
+    return chosen
 
 
 def episodes(data):
@@ -485,30 +674,219 @@ def episodes(data):
     return [rows for rows in np.split(data.rows, ends) if len(rows)]
 
 
-def keep(data, first=None, last=None):
-    """A frozen Data of the first or the last episodes alone; UserError when there are fewer."""
-    kept, found = Data(data.as_printed), episodes(data)
-    if max(first or 0, last or 0) > len(found):
-        raise UserError(f"--first, --last: the data has {len(found)} episodes; give at most that")
-    kept.rows = np.concatenate(found[:first] if first else found[-(last or 0):])
-    return kept.freeze()
+def arrays_of(rows):
+    """Rows, [n, 10], as the arrays of a file, with D4RL's names: states, torque in N m, rewards as
+    Pendulum gives them, next states; whether a state was terminal; whether time was over."""
+    state, action, reward, next_state, terminal, timeout = np.split(rows, [3, 4, 5, 8, 9], axis=1)
+    return {"observations": state, "actions": action, "rewards": reward[:, 0],
+            "next_observations": next_state, "terminals": terminal[:, 0] > 0,
+            "timeouts": timeout[:, 0] > 0}
 
 
-def seed_everything(seed):
-    """Seed torch, random and the environment, as every stage does when it begins."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    env.reset(seed=seed)
+def save_dataset(path, data):
+    """Write the rows as npz."""
+    with whole_file(path) as file:
+        np.savez_compressed(file, **arrays_of(data.rows))
 
 
-def say(line, name="stdout"):
-    """Print a line beside the progress bar, or nothing where that fails (a closed pipe)."""
-    stream, bar = getattr(sys, name), sys.modules.get("tqdm")
-    try:
-        bar.tqdm.write(line, file=stream) if bar else print(line, file=stream)
-        stream.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def load_dataset(path, as_printed=()):
+    """The Data in an npz file like save_dataset's; UserError where it is not of this Pendulum."""
+    data = Data(as_printed)
+    with reading(path):
+        file = np.load(read_zip(path), allow_pickle=False)
+        if any(name.endswith("data.pkl") for name in file.files):
+            raise UserError("is an agent, not a dataset")
+        missing = arrays_of(data.rows).keys() - set(file.files)
+        if missing:
+            raise UserError(f"lacks {', '.join(sorted(missing))}")
+        n = file["rewards"].size
+        arrays = arrays_of(np.empty([n, 10], np.float32))
+        for name, wanted in arrays.items():
+            arrays[name] = file[name]
+            if (file[name].shape, file[name].dtype.kind) != (wanted.shape, wanted.dtype.kind):
+                raise UserError(f"{name} is {file[name].dtype} {[*file[name].shape]}; "
+                                f"it must be {wanted.dtype} {[*wanted.shape]}")
+        if n < BATCH:
+            raise UserError(f"{n} rows; a batch draws {BATCH} different ones")
+        check_pendulum(arrays)
+        data.rows = np.column_stack([*arrays.values()]).astype(np.float32)
+    return data
+
+
+def check_pendulum(arrays):
+    """UserError for the first row that Pendulum cannot have given: reward and next state follow
+    from state and torque, so that other units, scales and orders show."""
+    state, torque = arrays["observations"], arrays["actions"][:, 0]
+    reward, next_state = pendulum(state.astype(float), torque.astype(float))
+    right = np.column_stack([                           # [n, 4]; float32 rounds to 1e-5
+        np.isclose(np.hypot(state[:, 0], state[:, 1]), 1, atol=1e-4),
+        abs(torque) <= 2,
+        np.isclose(arrays["rewards"], reward, atol=1e-4),
+        np.isclose(arrays["next_observations"], next_state, atol=1e-4).all(axis=1)])
+    if not right.all():
+        row = right.all(axis=1).argmin()
+        name = [*arrays][right[row].argmin()]
+        raise UserError(f"row {row} of {name}, {arrays[name][row]}, is not what Pendulum gives "
+                        f"for its state and torque (N m)")
+
+
+def pendulum(state, torque):
+    """Pendulum-v1's own formulas for many states: [n, 3], [n] -> reward [n], next_state [n, 3]."""
+    angle = np.arctan2(state[:, 1], state[:, 0])
+    speed = state[:, 2]
+    reward = -(angle ** 2 + 0.1 * speed ** 2 + 0.001 * torque ** 2)
+    # gravity 10 m/s^2, length 1 m, mass 1 kg, a step of 0.05 s
+    speed = np.clip(speed + (15 * np.sin(angle) + 3 * torque) * 0.05, -8, 8)
+    angle = angle + 0.05 * speed
+    return reward, np.stack([np.cos(angle), np.sin(angle), speed], axis=1)
+
+
+def notice_order(path, data):
+    """Say so where the rows are not whole episodes in their order: --last and the table need it."""
+    ends = data.rows[:, 8:].any(axis=1)
+    follows = (data.rows[:-1, 5:8] == data.rows[1:, :3]).all(axis=1)
+    if not (follows | ends[:-1]).all() or (len(ends) > EPISODE and not ends.any()):
+        say(f"note: {path}: the rows are not whole episodes in their order; --last takes others")
+
+
+# ---- Behaviour cloning ----
+class BC(SAC):
+    """A student that imitates; ours, not the page's. Its policy learns to give the data's torques
+    and knows no reward: the yardstick for what imitation alone returns."""
+
+    class ModelValue(SAC.ModelValue):
+        """It learns no critic, so that none promises anything."""
+
+        def forward(self, state, action):
+            return torch.full_like(action, math.nan)
+
+    def train(self, state, action, reward, next_state, over):
+        """One step up the log density of the data's torques."""
+        hidden = self.model_action.fc_state(state)
+        mu = self.model_action.fc_mu(hidden)
+        std = self.model_action.fc_std(hidden)
+        sample = (action / TORQUE).clamp(-0.9999, 0.9999).atanh()       # of 2 N m it is infinite
+        loss = -torch.distributions.Normal(mu, std, validate_args=False).log_prob(sample).mean()
+        self.optimizer_action.zero_grad()
+        loss.backward()
+        self.optimizer_action.step()
+
+
+# ---- The report: table and picture ----
+def report(run, data, student):
+    """Print the returns of the data, the teacher and the student; write curves.png."""
+    seeds = run.starts(1, 100)
+    returns = {"the data": [float(rows[:, 4].sum()) for rows in episodes(data)]}
+    if (run.out / "teacher.pt").exists():
+        returns["the teacher"] = evaluate(load_agent(run.out / "teacher.pt"), seeds)[0]
+    returns["the student"] = evaluate(student, seeds)[0]
+    say(f"\n{'return of an episode':<22} episodes      mean  std. error     worst      best")
+    for who, x in returns.items():
+        error = np.std(x, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+        say(f"{who:<22}{len(x):>9}{np.mean(x):>10.1f}{error:>12.1f}{min(x):>10.1f}{max(x):>10.1f}")
+    minutes = {row[0]: row[5] / 60 for row in run.log}                  # by a stage's last test
+    say("minutes: " + ", ".join(f"{stage} {x:.1f}" for stage, x in minutes.items()))
+
+    if optional("matplotlib", "no curves.png"):
+        from matplotlib.figure import Figure
+        figure = Figure(figsize=(13, 7.5), layout="constrained")
+        tests, torques = figure.subfigures(2, 1)
+        draw_tests(tests, run.log, np.mean(returns["the data"]))
+        draw_torques(torques, data, student)
+        with whole_file(run.out / "curves.png") as file:
+            figure.savefig(file, format="png")
+    say(f"all files: {run.out}")
+
+
+def draw_tests(figure, log, data_mean):
+    """Returns of teacher and student, and what the student promised and delivered."""
+    teacher, student, promise = figure.subplots(1, 3)
+    taught = [row for row in log if row[0] == "teacher"]
+    learned = [row for row in log if row[0] == "student"]
+    updates = [row[1] for row in learned]
+    teacher.plot([row[1] for row in taught], [row[2] for row in taught], "o-C0", ms=4)
+    teacher.set(title="Teacher, online", xlabel="epoch", ylabel="return of an episode")
+    student.plot(updates, [row[2] for row in learned], "o-C1", ms=4, label="student")
+    student.axhline(data_mean, color="0.4", ls="--", label="the data")
+    if taught:                                                          # from the same 10 starts
+        student.axhline(taught[-1][2], color="C0", ls="--", label="the teacher's last test")
+    student.set(title="Student, offline", xlabel="update", ylabel="return of an episode")
+    promise.plot(updates, [row[3] for row in learned], "o-C3", ms=4, label="promised")
+    promise.plot(updates, [row[4] for row in learned], "s-C2", ms=4, label="delivered")
+    promise.axhline(1 / (1 - GAMMA), color="k", ls="-.", label="the most possible")
+    promise.set(title="Promised and delivered", xlabel="update",
+                ylabel="discounted sum of (reward + 8) / 8")
+    student.legend(fontsize="small")
+    promise.legend(fontsize="small")
+
+
+def draw_torques(figure, data, student):
+    """Three states of the data, and in each what every torque promises and delivers."""
+    angle = np.arctan2(data.rows[:, 1], data.rows[:, 0])
+    speed = data.rows[:, 2]
+    upright = np.argmin(angle ** 2 + (speed / 8) ** 2)
+    swinging = np.argmax(abs(speed))
+    hanging = np.argmin((math.pi - abs(angle)) ** 2 + (speed / 8) ** 2)
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, row in zip(panels, (upright, swinging, hanging)):
+        draw_state(axes, data, student, data.rows[row, :3])
+        axes.set(title=f"{np.degrees(angle[row]):.0f} degrees from upright, {speed[row]:.1f} rad/s",
+                 xlabel="torque now (N m), then the student's policy")
+    panels[0].set_ylabel("discounted sum of (reward + 8) / 8")
+    panels[0].legend(fontsize="small")
+
+
+@torch.no_grad()
+def draw_state(axes, data, student, state):
+    """Over 41 torques in a state, [3]: what the critic promises, and what each torque and then the
+    student's policy deliver, a mean of 20 episodes; below them the data's torques near here."""
+    torques = np.linspace(-TORQUE, TORQUE, 41)
+    states = torch.tensor(state).expand(41, 3)
+    promised = least_value(student, states, torch.from_numpy(torques).float()[:, None])
+    delivered = [deliver(student, np.tile(state, (20, 1)), np.full(20, x)).mean() for x in torques]
+    near = (abs(data.rows[:, :3] - state) < 0.3).all(axis=1)
+    policy = student.model_action
+    own = TORQUE * policy.fc_mu(policy.fc_state(states[:1])).tanh()             # at its mean
+    axes.plot(torques, promised, "C3", label="promised")
+    axes.plot(torques, delivered, "C2--", label="delivered")
+    below = {"clip_on": False, "transform": axes.get_xaxis_transform()}         # y: 0 is the bottom
+    axes.plot(data.rows[near, 3], np.full(near.sum(), 0.03), "|k", label="data near here", **below)
+    axes.plot(own, 0.09, "^C1", label="the policy's torque", **below)
+
+
+@torch.no_grad()
+def deliver(agent, state, torque):
+    """What torques and then the agent's policy deliver in states, [n, 3], [n] -> [n], see
+    discounted. The same noise follows whatever the torques are."""
+    rewards = np.empty([EPISODE, len(state)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for t in range(EPISODE):
+            rewards[t], state = pendulum(state, torque)
+            torque = agent.model_action(torch.from_numpy(state).float())[0][:, 0].numpy()
+    return discounted(rewards)
+
+
+# ---- What all of the above use ----
+class UserError(ValueError):
+    """A user's mistake: the message says in one line what was wrong, where, and what to do."""
+
+
+def check_errata(names):
+    """The errata to restore, as a frozenset; ValueError for a name that is not in ERRATA."""
+    names = frozenset([names] if isinstance(names, str) else names or [])
+    unknown = names - ERRATA.keys()
+    if unknown:
+        raise ValueError(f"no erratum is called {min(unknown)}; there are {', '.join(ERRATA)}")
+    return names
+
+
+def say(line):
+    """Print a line, above the progress bar if there is one."""
+    tqdm = sys.modules.get("tqdm")
+    write = tqdm.tqdm.write if tqdm else print
+    write(line)
+    sys.stdout.flush()                          # for those who read a log file as it grows
 
 
 @functools.cache
@@ -516,435 +894,49 @@ def optional(name, without):
     """An optional package's module; None, after one line of notice, where it cannot be imported."""
     try:
         return importlib.import_module(name)
-    except Exception as error:                       # a broken matplotlibrc is no ImportError
-        say(f"note: {without} ({error!r:.90})", "stderr")
-
-
-def write_whole(path, content):
-    """Write a file that appears whole or not at all, even when the power fails; or UserError."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        if os.name == "posix":
-            os.fsync(folder := os.open(path.parent, os.O_RDONLY))
-            os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    except ImportError as error:
+        say(f"note: {without} ({error})")
 
 
 @contextlib.contextmanager
-def using(path):
-    """Any error in the use of a file (zips, pickles, arrays) becomes a UserError that names it."""
+def whole_file(path):
+    """A binary file to write, which appears whole or not at all; UserError where it cannot."""
+    part = f"{path}.part"
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        pathlib.Path(part).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Whatever goes wrong in reading a file becomes a UserError that names it."""
     try:
         yield
-    except Exception as error:
-        why = error if isinstance(error, UserError) else getattr(error, "strerror", None)
-        why = why or f"damaged, or not of these classes and networks ({error!r:.90})"
-        raise UserError(f"{path}: {why}") from None
+    except (UserError, OSError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    except MemoryError:
+        raise UserError(f"{path}: not enough memory to read it") from None
+    except Exception as error:                  # zips, pickles, arrays, layers and JSON have many
+        raise UserError(f"{path}: is damaged, or does not fit: {error!s:.250}") from None
 
 
-def save_dataset(data, path):
-    """Write the rows as npz with D4RL's names, see COLUMNS."""
-    state, action, reward, following, *flags = np.split(data.rows, [3, 4, 5, 8, 9], axis=1)
-    arrays = [state, action, reward[:, 0], following, *(flag[:, 0] > 0 for flag in flags)]
-    np.savez_compressed(buffer := io.BytesIO(), **dict(zip(COLUMNS, arrays)))
-    write_whole(path, buffer.getvalue())
-
-
-def load_dataset(path, as_printed=()):
-    """A frozen Data from an npz file; UserError where it is not one of Pendulum, see COLUMNS."""
-    data = Data(as_printed)
-    with using(path), open(path, "rb") as file:
-        with zipfile.ZipFile(zipped := io.BytesIO(file.read(LARGEST))) as members:
-            if sum(member.file_size for member in members.infolist()) > LARGEST:
-                raise UserError("unpacks to more than a gigabyte")
-        found = np.load(zipped, allow_pickle=False)
-        if missing := COLUMNS.keys() - set(found.files):
-            raise UserError(f"lacks {', '.join(sorted(missing))} of {', '.join(COLUMNS)}")
-        arrays = {name: found[name] for name in COLUMNS}                        # unpacked once
-        n = arrays["rewards"].size
-        for name, (kind, least, most) in COLUMNS.items():
-            x, shape = arrays[name], [n, *np.shape(least)]
-            if [*x.shape] != shape or x.dtype.kind != kind[0]:
-                raise UserError(f"{name} is {x.dtype} {[*x.shape]}; it must be {kind} {shape}")
-            radius = np.hypot(x[:, 0], x[:, 1]) if shape == [n, 3] else np.ones(n)      # cos, sin
-            if not ((x >= least) & (x <= most)).all() or (abs(radius - 1) > 1e-3).any():
-                raise UserError(f"{name} has NaN or numbers that are not Pendulum's")
-        if n < BATCH:
-            raise UserError(f"{n} rows; a batch draws {BATCH} different ones")
-        data.rows = np.column_stack([*arrays.values()]).astype(np.float32)
-    return data.freeze()
-
-
-def parts(agent):
-    """An agent's state_dicts, tensors and numbers, by attribute: the live ones, not copies."""
-    found = {k: x.state_dict() if hasattr(x, "state_dict") else x for k, x in vars(agent).items()}
-    return {k: x for k, x in found.items() if isinstance(x, (dict, int, float, torch.Tensor))}
-
-
-def tensors(found):
-    """The tensors in nested dicts and lists."""
-    inner = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
-    return [found] if torch.is_tensor(found) else [x for part in inner for x in tensors(part)]
-
-
-def save_agent(path, agent, **more):
-    """Write all that going on with an agent needs, and `more`; UserError if it has diverged."""
-    if not all(x.isfinite().all() for x in tensors(parts(agent))):
-        raise UserError(f"{path}: not written, the agent is NaN or infinite; an earlier one stays. "
-                        f"Try another --seed or a smaller --weight")
-    more |= {"class": type(agent).__name__, "as_printed": sorted(agent.as_printed)}
-    torch.save(more | {"parts": parts(agent)}, buffer := io.BytesIO())
-    plain = buffer.getvalue()                                # a zip file, its comment of length 0
-    write_whole(path, plain[:-2] + b"@\0" + hashlib.sha256(plain).hexdigest().encode())
-
-
-def load_agent(path):
-    """The agent in a file of save_agent (else UserError), and all its content. Runs no code from
-    it, so a subclass of SAC must be defined already."""
-    with using(path), open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
-        content = file.read(LARGEST)
-        plain = content[:-66] + b"\0\0"
-        if hashlib.sha256(plain).hexdigest().encode() != content[-64:]:
-            raise UserError("damaged, or written by something else than this cql_pendulum.py")
-        saved, classes = torch.load(io.BytesIO(plain), weights_only=True), [SAC]
-        for cls in classes:
-            classes += cls.__subclasses__()
-        if saved["class"] not in (known := {cls.__name__: cls for cls in classes}):
-            raise UserError(f"holds a {saved['class']}; define or import that class first")
-        agent = known[saved["class"]]()
-        agent.as_printed = saved["as_printed"]
-        for name, part in parts(agent).items():
-            if isinstance(part, dict):
-                getattr(agent, name).load_state_dict(saved["parts"][name])
-            elif torch.is_tensor(part):
-                part.data.copy_(saved["parts"][name].reshape(part.shape))
-            else:
-                setattr(agent, name, type(part)(saved["parts"][name]))
-        return agent, saved
-
-
-class Run:
-    """One run in the folder `out` (None: no files): its place in the two stages, log, checkpoint.
-    A signal waits for the next safe point: the end of an update, or of a step of the main job."""
-
-    SAVED = "seed", "argv", "stage", "step", "log", "seconds", "table"
-
-    def __init__(self, out=None, seed=0):
-        self.out, self.seed, self.argv, self.stage, self.step = out, seed, [], "start", 0
-        self.log, self.seconds, self.table, self.signals, self.lock = [], {}, {}, [], None
-
-    def rest(self):
-        """A safe point: if a signal has come, say how to go on and exit with 128 + its number."""
-        if self.signals:
-            say("stopped; nothing was saved yet" if self.stage == "start" else
-                f"stopped in stage {self.stage} after update {self.step}; {self.out} has it all. "
-                f"Go on with: {go_on(self.out)}", "stderr")
-            sys.exit(128 + self.signals[0])
-
-    def take(self, out):
-        """Make a folder the run's own while it lives; UserError where another process has it."""
-        self.out = out
-        try:
-            if fcntl := optional("fcntl", "a second run in the same folder would go unnoticed"):
-                self.lock = os.open(out, os.O_RDONLY)
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            busy = "another run is at work in it" * isinstance(error, BlockingIOError)
-            raise UserError(f"{out}: {busy or error.strerror}") from None
-
-    def starts(self, purpose, n):
-        """n seeds of starts for a purpose (0: the tests, 1: the final episodes), for all agents."""
-        return np.random.SeedSequence([self.seed, purpose]).generate_state(n).tolist()
-
-    def steps(self, stage, agent, total, data):
-        """The steps of a stage that are still to do, behind a progress bar."""
-        if stage != self.stage:
-            self.stage, self.step = stage, 0
-        self.agent, self.data = agent, data
-        self.begun = time.monotonic() - self.seconds.get(stage, 0.0)
-        if self.step == 0:
-            self.save()
-        todo = range(self.step, total)
-        if tqdm := optional("tqdm", "no progress bars"):
-            todo = tqdm.tqdm(todo, stage, total, initial=self.step, disable=None, leave=False)
-        for step in todo:
-            self.step = step + 1
-            yield step
-            if self.signals:
-                self.save()
-                self.rest()
-
-    def test(self, at):
-        """Play the test's 10 episodes, log their means, save, print."""
-        result = [float(x.mean()) for x in evaluate(self.agent, self.starts(0, 10))]
-        self.log.append([self.stage, at, *result, time.monotonic() - self.begun])
-        self.save()
-        line = "{} {:6d}   return {:8.1f}   promised {:8.2f}   delivered {:6.2f}"
-        say(line.format(*self.log[-1]))
-
-    def save(self):
-        """Write checkpoint.pt, which alone holds all that going on needs, and log.csv."""
-        self.seconds[self.stage] = time.monotonic() - self.begun
-        if self.out:
-            save_agent(self.out / "checkpoint.pt", self.agent, program=PROGRAM,
-                       rows=torch.from_numpy(self.data.rows.copy()),
-                       run={name: getattr(self, name) for name in self.SAVED},
-                       random=(torch.get_rng_state(), random.getstate(),
-                               env.unwrapped.np_random.bit_generator.state))
-            lines = ["{},{},{:.3f},{:.3f},{:.3f},{:.1f}\n".format(*row) for row in self.log]
-            head = "stage,step,return,promised,delivered,seconds\n"
-            write_whole(self.out / "log.csv", "".join([head, *lines]).encode())
-
-    def restore(self, saved):
-        """Take up what save wrote; returns the rows of the data."""
-        vars(self).update({name: saved["run"][name] for name in self.SAVED})
-        torch.set_rng_state(saved["random"][0])
-        random.setstate(saved["random"][1])
-        env.unwrapped.np_random.bit_generator.state = saved["random"][2]
-        if saved["program"] != PROGRAM:
-            say("note: another version of cql_pendulum.py began this run", "stderr")
-        return saved["rows"].numpy().reshape(-1, 10)
-
-
-def go_on(out):
-    """The command that goes on with a run, as this one was typed, quoted for the system's shell."""
-    typed = sys.orig_argv[:len(sys.orig_argv) - len(sys.argv) + 1]
-    words = [*(typed if __name__ == "__main__" else [sys.executable, __file__]), f"--resume={out}"]
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
-
-
-def draw_curves(run, student):
-    """The run's picture, a matplotlib Figure: curves, the student's policy and critic over all
-    states, its critic over all torques in three states of the data."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
-    paid, plane = "return of an episode", ("angle (degrees, 0 is up)", "speed (rad/s)")
-    teacher, learner, promise, policy, critic, slices = (
-        figure.add_subplot(2, 3, k, title=title, xlabel=x, ylabel=y) for k, title, x, y in (
-            (1, "Teacher, online", "epoch", paid), (2, "Student, offline", "update", paid),
-            (3, "Promise and delivery", "update", "discounted sum of (reward + 8) / 8"),
-            (4, "Student's policy; the data", *plane), (5, "Student's critic", *plane),
-            (6, "Critic over all torques, | the data's", "torque (N m)", "value")))
-    for axes, label, column, style in (
-            (teacher, "teacher", 2, "o-C0"), (learner, "student", 2, "o-C1"),
-            (promise, "promised", 3, "o-C3"), (promise, "delivered", 4, "s-C2")):
-        rows = [row for row in run.log if row[0] == ("teacher" if axes is teacher else "student")]
-        axes.plot([x[1] for x in rows], [x[column] for x in rows], style, label=label, ms=4)
-    last = [row[2] for row in run.log if row[0] == "teacher"][-1:]      # from the same starts
-    for label, values, colour in (("the data", run.table["the data"], "0.4"),
-                                  ("the teacher's last test", last, "C0")):
-        if values:
-            learner.axhline(np.mean(values), color=colour, ls="--", label=label)
-    learner.margins(y=0.1)
-    promise.axhline(100, color="k", ls="-.", label="the most possible")
-    angle, speed = np.meshgrid(np.linspace(-math.pi, math.pi, 121), np.linspace(-8, 8, 121))
-    grid = torch.tensor(np.dstack([np.cos(angle), np.sin(angle), speed])).float().reshape(-1, 3)
-    data, torque = torch.tensor(run.data.rows), torch.linspace(-TORQUE, TORQUE, 81)[:, None]
-    with torch.no_grad():
-        mean = TORQUE * student.model_action.fc_mu(student.model_action.fc_state(grid)).tanh()
-        value = least_value(student, grid, mean)
-        low, high = np.percentile(least_value(student, data[:, :3], data[:, 3:4]), [1, 99])
-        for axes, picture, label, style in (
-                (policy, mean, "torque at the policy's mean (N m)", {"cmap": "coolwarm"}),
-                (critic, value, "its value, clipped to the data's", {"vmin": low, "vmax": high})):
-            image = axes.pcolormesh(np.degrees(angle), speed, picture.reshape(angle.shape), **style)
-            figure.colorbar(image, ax=axes, label=label)
-        policy.plot(data[:, 1].atan2(data[:, 0]).rad2deg(), data[:, 2], ",k", alpha=0.5)
-        for k, row in enumerate(data[[len(data) * quarter // 4 for quarter in (1, 2, 3)]]):
-            near = data[(data[:, :3] - row[:3]).abs().amax(dim=1) < 0.3, 3:4]
-            label = f"{row[1].atan2(row[0]).rad2deg():.0f} degrees, {row[2]:.1f} rad/s"
-            for u, style in ((torque, {"label": label}), (near, {"ls": "", "marker": "|"})):
-                slices.plot(u, least_value(student, row[:3].expand(len(u), 3), u), f"C{k}", **style)
-    for axes in (teacher, learner, promise, slices):
-        axes.legend(fontsize="small")
-        axes.locator_params(axis="x", nbins=4)
-    return figure
-
-
-def play(path, seed, run):
-    """Play an episode with a saved agent from the seed's start, print its return, and write the
-    animation to a new file beside the agent's."""
-    agent, _ = load_agent(path)
-    seed_everything(seed)
-    os.environ |= {"PYGAME_HIDE_SUPPORT_PROMPT": "1", "SDL_VIDEODRIVER": "dummy"}      # draw unseen
-    image = optional("pygame", "no animation") and optional("PIL.Image", "no animation")
-    state, total, over, frames = env.reset(seed=seed), 0.0, False, []
-    while not over:
-        run.rest()
-        state, reward, over, _ = env.step([agent.get_action(state)])
-        total += float(reward)
-        frames += [image.fromarray(env.render()[::2, ::2])] if image else []
-    say(f"return {total:.1f}")
-    if frames:
-        frames[0].save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=frames[1:],
-                       duration=50, loop=0)                                     # a step is 50 ms
-        names = (path.with_name(f"{path.name}-{k}.gif") for k in range(1, 10 ** 6))
-        write_whole(file := next(name for name in names if not name.exists()), buffer.getvalue())
-        say(f"animation: {file}")
-
-
-def parse_options(argv):
-    parser = argparse.ArgumentParser("cql_pendulum.py", usage=argparse.SUPPRESS, allow_abbrev=False)
-    add, path = parser.add_argument, pathlib.Path
-    add("--seed", default=0, type=int, help="of everything random (%(default)s)")
-    add("--epochs", default=100, type=int, help="of the teacher, 200 updates each (%(default)s)")
-    add("--steps", default=50_000, type=int, help="the student's updates (%(default)s)")
-    add("--student", default="cql", choices=["cql", "sac"], help="sac: no penalty (%(default)s)")
-    add("--weight", default=WEIGHT, type=float, help="of CQL's penalty (%(default)s)")
-    add("--as-printed", nargs="*", metavar="NAME", action="extend", choices=[*ERRATA],
-        help=f"restore the page's errata: {', '.join(ERRATA)}; no name: all (none)")
-    add("--last", type=int, metavar="N", help="show the student the last N episodes only (all)")
-    add("--first", type=int, metavar="N", help="show the student the first N episodes only (all)")
-    add("--dataset", type=path, metavar="FILE", help="train on this dataset.npz (a teacher's)")
-    add("--plain", action="store_true", help="run each update as it is written, slower, with the "
-        "same numbers: the way to see prints, breakpoints and hooks in the losses act each time")
-    add("--out", type=path, metavar="DIR", help="new folder for the results (a new name in runs/)")
-    add("--resume", type=path, metavar="DIR", help="go on with the interrupted run in this folder")
-    add("--play", type=path, metavar="FILE", help="play an episode with a saved agent, animated")
-    options = parser.parse_args(argv)
-    given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
-    kept = 10 ** 6 if options.dataset else min(options.epochs, CAPACITY // EPISODE)
-    for name, least, most in (
-            ("epochs", 1, CAPACITY // EPISODE if options.first else 10 ** 6), ("steps", 1, 1e9),
-            ("seed", 0, 2 ** 32 - 1), ("weight", 0, 1e6), ("last", 1, kept), ("first", 1, kept)):
-        if (value := getattr(options, name)) is not None and not least <= value <= most:
-            parser.error(f"--{name} {value}: give a number from {least} to {most}")
-    for name, useless in (("resume", given - {"resume", "plain"}), ("first", {"last"}),
-                          ("play", given - {"play", "seed"}), ("dataset", {"epochs"}),
-                          ("student", {"weight"} if options.student == "sac" else set())):
-        if name in given and (wrong := given & useless):
-            parser.error(f"--{name} has no use for --{min(wrong).replace('_', '-')}; leave it out")
-    options.as_printed = [*ERRATA] if options.as_printed == [] else options.as_printed or []
-    return options
-
-
-def begin(options, argv, run):
-    """Make and take the run's folder and write its config.json; UserError where that cannot be."""
-    for k in range(1, 10 ** 6):
-        out = options.out or pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}")
-        try:
-            out.mkdir(parents=True, exist_ok=bool(options.out))
-            break
-        except OSError as error:
-            if options.out or not isinstance(error, FileExistsError):
-                raise UserError(f"--out {out}: {error.strerror}; give a new folder") from None
-    run.take(out)
-    if any(out.iterdir()):
-        more = f", or go on with the run there: {go_on(out)}" * (out / "checkpoint.pt").exists()
-        raise UserError(f"--out {out}: has files in it; give a new folder{more}")
-    run.argv, run.seed = argv, options.seed
-    versions = {x.__name__: x.__version__ for x in (gym, np, torch)} | {"python": sys.version}
-    pins = re.findall(r'"(gym|numpy|torch)==([0-9.]+)"', PROGRAM)
-    other = [f"{name} {versions[name]} (tested: {pinned})" for name, pinned in pins
-             if versions.get(name, pinned).split("+")[0] != pinned]
-    if other:
-        say(f"note: {', '.join(other)}; the numbers may differ from README's", "stderr")
-    config = {"options": vars(options), "versions": versions}
-    write_whole(out / "config.json", json.dumps(config, indent=2, default=str).encode())
-
-
-def work(options, argv, run):
-    """The main job, or what is left of it: teacher, dataset, student, table, picture."""
-    agent, data, plain, threads = None, None, options.plain, torch.get_num_threads()
-    if options.resume:
-        run.take(options.resume.parent if options.resume.is_file() else options.resume)
-        agent, saved = load_agent(run.out / "checkpoint.pt")
-        with using(run.out / "checkpoint.pt"):
-            rows, options = run.restore(saved), parse_options(run.argv)
-            data = Data(options.as_printed)
-            data.rows = rows
-    elif options.dataset:
-        data = keep(load_dataset(options.dataset, options.as_printed), options.first, options.last)
-    if run.stage == "start":
-        begin(options, argv, run)
-
-    def trainer(agent):
-        torch.set_num_threads(threads if isinstance(agent, CQL) else 1)     # 64 rows: as fast
-        return agent.train if plain or options.plain else accelerate(agent)
-
-    if run.stage != "student" and not options.dataset:
-        if not agent:
-            seed_everything(run.seed)
-            agent, data = SAC(options.as_printed), Data(options.as_printed)
-        train_teacher(agent, data, options.epochs, run, trainer(agent))
-        save_agent(run.out / "teacher.pt", agent)
-        run.table["the teacher"] = evaluate(agent, run.starts(1, 100))[0].tolist()
-        data, agent = keep(data, options.first, options.last), None
-    if not agent:
-        save_dataset(data, run.out / "dataset.npz")
-        run.table = {"the data": [float(x[:, 4].sum()) for x in episodes(data)]} | run.table
-        seed_everything(run.seed)
-        cql = options.student == "cql"
-        agent = CQL(options.as_printed, options.weight) if cql else SAC(options.as_printed)
-    train_student(agent, data.freeze(), options.steps, run, trainer(agent))
-    save_agent(run.out / "student.pt", agent)
-    run.table["the student"] = evaluate(agent, run.starts(1, 100))[0].tolist()
-
-    say(f"\n{'return of an episode':<22} episodes      mean  std. error     worst      best")
-    for who, x in run.table.items():
-        error = np.std(x, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
-        say(f"{who:<22}{len(x):>9}{np.mean(x):>10.1f}{error:>12.1f}{min(x):>10.1f}{max(x):>10.1f}")
-    say("minutes: " + ", ".join(f"{stage} {x / 60:.1f}" for stage, x in run.seconds.items()))
-    run.rest()
-    try:
-        if figure := draw_curves(run, agent):
-            figure.savefig(buffer := io.BytesIO(), format="png")
-            write_whole(run.out / "curves.png", buffer.getvalue())
-    except Exception as error:                                      # fonts, TeX, a matplotlibrc
-        say(f"note: no curves.png ({error!r:.90})", "stderr")
-    say(f"all files: {run.out}")
-
-
-def settle_process(groups="/sys/fs/cgroup"):
-    """What an update's speed rests on, for the whole process. OMP_NUM_THREADS, where set, wins over
-    the processors that the control group (Linux, version 2 or 1) grants."""
-    torch.empty(30 << 18)            # freed once: glibc keeps 30 MB, and no page is faulted in anew
-    torch.set_flush_denormal(True)   # Adam's averages of dead units end below 1e-38: twice the time
-    for names in ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"):
-        with contextlib.suppress(OSError, ValueError):                          # "max": no limit
-            limit = " ".join(pathlib.Path(groups, name).read_text() for name in names)
-            quota, period = map(int, limit.split())
-            if quota > 0 and "OMP_NUM_THREADS" not in os.environ:
-                torch.set_num_threads(max(1, min(torch.get_num_threads(), quota // period)))
-
-
-def main(argv):
-    sys.stdout, sys.stderr = (x or open(os.devnull, "w") for x in (sys.stdout, sys.stderr))
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):                                      # not a notebook's
-            stream.reconfigure(errors="backslashreplace")
-    settle_process()
-    run, signums = Run(), {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-
-    def heard(signum, _):
-        run.signals.append(signum)
-        signal.signal(signum, signal.SIG_DFL)               # a second one ends even an endless loop
-
-    handlers = {signum: signal.signal(signum, heard) for signum in signums
-                if signal.getsignal(signum) != signal.SIG_IGN}                          # nohup
-    if os.name == "posix":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
-    try:
-        options = parse_options(argv)
-        play(options.play, options.seed, run) if options.play else work(options, argv, run)
-    except (UserError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        say(f"cql_pendulum.py: {str(error) or 'out of memory'}".splitlines()[0], "stderr")
-        return 2
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-        if run.lock:
-            os.close(run.lock)
-    return 0
+def read_zip(path):
+    """The content of a .npz or .pt file, which are zip files, once its checksums hold."""
+    content = io.BytesIO(pathlib.Path(path).read_bytes())
+    with zipfile.ZipFile(content) as members:
+        # no checksum covers this attribute; a "folder" is read by torch as memory nobody wrote
+        folders = any(member.external_attr & 16 for member in members.infolist())
+        if folders or members.testzip():
+            raise UserError("damaged")
+    content.seek(0)
+    return content
 
 
 # /// script
@@ -953,4 +945,7 @@ def main(argv):
 #                 "tqdm==4.70.1", "matplotlib==3.11.2", "pygame-ce==2.5.8", "pillow==13.0.0"]
 # ///
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"cql_pendulum.py: {' '.join(str(error).split())}")
