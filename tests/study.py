@@ -12,14 +12,12 @@ import ast
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import math
 import multiprocessing
 import os
 import pathlib
 import platform
-import random
 import subprocess
 import sys
 import time
@@ -31,40 +29,62 @@ TOP = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 RESULTS, DATASETS = TOP / "results", TOP / "runs" / "study"
 ERRATA = ("jacobian", "sign", "range", "timeout")
-NUMBERS = "evaluate", "least_value", "seed_everything"             # beside the page's
+# beside the classes and loops, which stand before main
+NUMBERS = "evaluate", "discounted", "least_value", "seed_everything", "choose_episodes", "BC"
 LASTS = [f"last {n}" for n in (5, 10, 20, 40, 70, 85)]
 MIXTURES = ["random 20", "random 10 + last 10", "2,000 rows"]
 DATA = [*LASTS, "all", *MIXTURES]
+MEASURED = ["last 10", "last 85", "all", "random 20", "last 40"]      # what torques.measure is for
+MOMENTS = 2000, 4000, 10_000, 20_000, 49_999                          # updates at which it is made
+INTERVENTIONS = "clone target", "uniform torques", "fixed temperature"
 CELLS = 12, 8                # of the states' angle and speed, 30 degrees by 2 rad/s, for coverage
 BINS = 8                     # of the torques, 0.5 N m each
 
 
 def program():
-    """The hash of the code that the numbers follow from, without comments and docstrings."""
-    source = (TOP / "cql_pendulum.py").read_text(encoding="utf-8")
-    tree = ast.parse(source)
-    end = source[:source.index("\n# The page ends here")].count("\n")
-    kept = [x for x in tree.body if x.lineno <= end or getattr(x, "name", None) in NUMBERS]
-    for part in kept:
-        for inner in ast.walk(part):
-            if isinstance(inner, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(inner):
-                inner.body = inner.body[1:]
-    bare = [x for x in kept if not isinstance(x, (ast.Import, ast.ImportFrom, ast.Expr))]
-    return hashlib.sha256("\n".join(map(ast.unparse, bare)).encode()).hexdigest()
+    """The hash of the code that the numbers follow from, without comments, docstrings and errors'
+    texts; the same in every version of Python."""
+    tree = ast.parse((TOP / "cql_pendulum.py").read_text(encoding="utf-8"))
+    before_main = True
+    kept = []
+    for part in tree.body:
+        name = getattr(part, "name", None)
+        if name == "main":
+            before_main = False
+        if before_main or name in NUMBERS:
+            kept.append(fingerprint(part))
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def fingerprint(node):
+    """A part of a program as nested lists; None for what gives no numbers."""
+    if isinstance(node, (ast.Import, ast.ImportFrom, ast.Raise)):
+        return None
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return None                                                   # a docstring
+    if isinstance(node, ast.AST):
+        fields = [[name, fingerprint(value)] for name, value in ast.iter_fields(node)
+                  if value is not None and value != []]               # newer versions have new ones
+        return [type(node).__name__, fields]
+    if isinstance(node, list):
+        return [fingerprint(part) for part in node]
+    return repr(node)
 
 
 def cell(kind, seed, data=None, as_printed=(), weight=5.0, student=None):
-    """One run: a teacher of a seed, or a student (sac, cql, bc) of that teacher's data, which has
-    the seed of its teacher unless another is given."""
+    """One run: a teacher of a seed, or a student (sac, cql, bc, an intervention of torques.py) of
+    that teacher's data, which has the seed of its teacher unless another is given."""
     return {"kind": kind, "seed": seed, "data": data, "as_printed": list(as_printed),
             "weight": weight if kind == "cql" else None,
             "student": seed if student is None else student}
 
 
 def grid():
-    """All cells, the most important first."""
-    ten = range(10)
-    cells = [cell("teacher", seed) for seed in ten]
+    """All cells. Seeds 0 to 9 were run first, on one machine; what was asked later has the seeds
+    10 to 14, on another: a seed's numbers agree on machines of one kind alone, and so a seed's
+    students are compared with students of the very same data."""
+    ten, later = range(10), range(10, 15)
+    cells = [cell("teacher", seed) for seed in range(15)]
 
     def regimes(seeds, datas):
         return [cell(kind, seed, data) for seed in seeds for data in datas
@@ -77,7 +97,11 @@ def grid():
     cells += regimes(range(1, 5), DATA)
     cells += [cell("cql", seed, data, weight=weight)
               for seed in range(5) for data in ("all", "last 10") for weight in (0.2, 1.0)]
-    cells += [cell("cql", seed, "all", [name]) for seed in range(2) for name in ERRATA]
+    cells += [cell(kind, seed, "last 10") for seed in later for kind in ("sac", "cql")]
+    cells += [cell(kind, seed, "last 10") for kind in INTERVENTIONS for seed in later]
+    cells += regimes(later, MEASURED)
+    cells += [cell("teacher", seed, as_printed=[name]) for seed in range(10, 14)
+              for name in ERRATA]
     return [*{key(one): one for one in cells}.values()]
 
 
@@ -87,10 +111,52 @@ def key(line):
 
 
 def finished():
-    """{key: line} of the lines that count."""
-    file, now = RESULTS / "study.jsonl", program()
+    """{key: line} of the lines that count: of this program, or of one that results/same.jsonl shows
+    to give the same numbers."""
+    file = RESULTS / "study.jsonl"
+    counting = {program(), *same_programs()}
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return {key(line): line for line in lines if line.get("program") == now}
+    return {key(line): line for line in lines if line["program"] in counting}
+
+
+def same_programs():
+    """The earlier programs whose cells in results/same.jsonl equal those of this program, digit by
+    digit: at least eight cells, run on one machine."""
+    file = RESULTS / "same.jsonl"
+    if not file.exists():
+        return set()
+    cells = {}
+    for line in map(json.loads, file.read_text().splitlines()):
+        cells.setdefault(line["program"], {})[key(line)] = comparable(line)
+    mine = cells.pop(program(), {})
+    return {other for other, theirs in cells.items() if len(theirs) >= 8 and theirs == mine}
+
+
+def comparable(line):
+    """What must be equal in the lines of two programs. A clone's critic learns nothing, and what it
+    promises is not compared."""
+    names = ["return", "delivered", "dataset", "coverage", "outside", "data mean", "temperature"]
+    columns = [0, 1, 3]
+    if line["kind"] != "bc":
+        names += ["promised", "entropy bonus"]
+        columns = [0, 1, 2, 3, 4]
+    tests = [[test[column] for column in columns] for test in line["tests"]]
+    return {name: line[name] for name in names} | {"tests": tests}
+
+
+def run_same():
+    """Run nine cells of seed 0 for results/same.jsonl, as far as this program lacks them."""
+    cells = [cell("teacher", 0), cell("cql", 0, "all"), cell("sac", 0, "last 10"),
+             cell("bc", 0, "last 10"), cell("cql", 0, "all", ERRATA),
+             cell("cql", 0, "last 10", weight=0.2), cell("sac", 0, "random 10 + last 10"),
+             cell("cql", 0, "random 20"), cell("teacher", 0, as_printed=ERRATA)]
+    file = RESULTS / "same.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    have = {key(line) for line in lines if line["program"] == program()}
+    for one in cells:
+        if key(one) not in have:
+            with open(file, "a") as appended:
+                appended.write(json.dumps(run_cell(one)) + "\n")
 
 
 def machine():
@@ -142,55 +208,53 @@ def contrast(ours, agent, rows):
     return float((mine - every.reshape(-1, 41).mean(dim=1, keepdim=True)).mean())
 
 
+def kept(seed, kind):
+    """Where a seed's teacher ("pt") and its data ("npz") are kept."""
+    return DATASETS / f"{seed}-{program()[:12]}.{kind}"
+
+
 def make_data(ours, seed, name):
-    """A teacher's whole dataset, trained where it is not there yet, or the part with that name."""
-    file = DATASETS / f"{seed}-{program()[:12]}.npz"
-    if not file.exists():
+    """A teacher's whole dataset, trained where it is not there yet, or the part with that name: as
+    the main job's --random and --last choose it, or 2,000 rows."""
+    if not kept(seed, "npz").exists():
         run_teacher(ours, seed, (), ours.Run(None, seed))
+    data = ours.load_dataset(kept(seed, "npz"))
     if name == "2,000 rows":
-        data = ours.load_dataset(file)
         chosen = np.random.default_rng(seed).choice(len(data.rows), 2000, replace=False)
         data.rows = data.rows[np.sort(chosen)]
         return data.freeze()
-    if not name.startswith("random"):
-        return ours.keep(ours.load_dataset(file), last=None if name == "all" else int(name[5:]))
-    data = ours.Data()
-    ours.seed_everything(seed)
-    for _ in range(int(name.split()[1])):
-        data.update_data(types.SimpleNamespace(get_action=lambda _: random.uniform(-2, 2)))
-    if "last" in name:
-        data.rows = np.concatenate([data.rows, make_data(ours, seed, "last 10").rows])
-    return data.freeze()
+    options = types.SimpleNamespace(seed=seed, random=0, last=None)
+    for part in name.split(" + "):
+        if part.startswith("random"):
+            options.random, options.last = int(part.split()[1]), 0
+        elif part.startswith("last"):
+            options.last = int(part.split()[1])
+    return ours.choose_episodes(data, options).freeze()
 
 
 def run_teacher(ours, seed, as_printed, run):
-    """A teacher and its data; a corrected one's dataset is kept for the students."""
+    """A teacher and its data; a corrected one and its dataset are kept for the students."""
     ours.seed_everything(seed)
     agent, data = ours.SAC(as_printed), ours.Data(as_printed)
-    ours.train_teacher(agent, data, 100, run, ours.accelerate(agent))
+    run.begin("teacher", agent, data)
+    ours.train_teacher(agent, data, 100, run)
     if not as_printed:
         DATASETS.mkdir(parents=True, exist_ok=True)
-        ours.save_dataset(data, DATASETS / f"{seed}-{program()[:12]}.npz")
+        ours.save_agent(kept(seed, "pt"), agent)
+        ours.save_dataset(kept(seed, "npz"), data)
     return agent, data
 
 
-def cloner(ours):
-    """Behaviour cloning, the yardstick that knows no reward: its policy learns to give the data's
-    torques. An agent, so that it is trained and tested as the others are."""
-    import torch
+def make_student(ours, cell, data):
+    """The agent of a cell, seeded as the main job's student is, and how many updates it has."""
+    import torques
 
-    class BC(ours.SAC):
-        def train(self, state, action, reward, next_state, over):
-            hidden = self.model_action.fc_state(state)
-            policy = torch.distributions.Normal(self.model_action.fc_mu(hidden),
-                                                self.model_action.fc_std(hidden))
-            sample = (action / 2).clamp(-0.9999, 0.9999).atanh()    # that of 2 N m is infinite
-            loss = -policy.log_prob(sample).mean()
-            self.optimizer_action.zero_grad()
-            loss.backward()
-            self.optimizer_action.step()
-
-    return BC()
+    if cell["kind"] in INTERVENTIONS:
+        return torques.make_student(cell["kind"], data.rows, cell["student"]), 20_000
+    ours.seed_everything(cell["student"])
+    if cell["kind"] == "cql":
+        return ours.CQL(cell["as_printed"], cell["weight"]), 50_000
+    return {"sac": ours.SAC, "bc": ours.BC}[cell["kind"]](), 50_000
 
 
 def run_cell(cell):
@@ -198,60 +262,71 @@ def run_cell(cell):
     import torch
 
     import cql_pendulum as ours
+    import torques
 
-    ours.settle_process()
     torch.set_num_threads(1)
-    seed, contrasts, steps = cell["seed"], [], []
+    torch.set_flush_denormal(True)
+    seed, contrasts, steps, measures = cell["seed"], [], [], {}
 
     class Run(ours.Run):
         def test(self, at):
             contrasts.append(contrast(ours, self.agent, self.data.rows))
+            if cell["data"] in MEASURED and cell["kind"] in ("sac", "cql") and at in MOMENTS and (
+                    seed >= 10):
+                measures[at] = torques.measure(self.agent, self.data.rows, seed, good)
+                if cell["kind"] == "sac" and cell["data"] == "last 10":
+                    measures[at] |= torques.nearest_returns(self.agent, self.data.rows,
+                                                            self.starts(1, 100))
             super().test(at)
 
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), \
+            contextlib.redirect_stderr(nowhere):
         data = None if cell["kind"] == "teacher" else make_data(ours, seed, cell["data"])
         run = Run(None, seed)
         begun = time.process_time()
         if data is None:
             agent, data = run_teacher(ours, seed, cell["as_printed"], run)
         else:
+            good = ours.load_agent(kept(seed, "pt"))
             data.as_printed = ours.check_errata(cell["as_printed"])
-            ours.seed_everything(cell["student"])
-            agent = {"cql": lambda: ours.CQL(cell["as_printed"], cell["weight"]),
-                     "sac": ours.SAC, "bc": lambda: cloner(ours)}[cell["kind"]]()
-            train = agent.train if cell["kind"] == "bc" else ours.accelerate(agent)
-            ours.train_student(agent, data, 50_000, run, train)
+            if cell["kind"] == "uniform torques":
+                data.rows = torques.uniform_torques(data.rows, seed)
+            agent, updates = make_student(ours, cell, data)
+            run.begin("student", agent, data)
+            ours.train_student(agent, data, updates, run)
     minutes = (time.process_time() - begun) / 60
 
     hook = agent.model_action.register_forward_hook(lambda _, x, y: steps.append(x + y))
     returns, promised, delivered = ours.evaluate(agent, run.starts(1, 100))
     hook.remove()
-    states, torques, entropies = map(torch.stack, zip(*steps))          # [200, 100, 3], twice 1
-    visited = torch.cat([states, torques], dim=2).flatten(0, 1).numpy()
+    states, torques_, entropies = map(torch.stack, zip(*steps))         # [200, 100, 3], twice 1
+    visited = torch.cat([states, torques_], dim=2).flatten(0, 1).numpy()
     # what the promise counts and the delivery does not: temperature times entropy from step 1 on
-    discount = ours.GAMMA ** np.arange(1, len(entropies))
-    bonus = entropies.mean(dim=(1, 2)).numpy()[1:]
-    tail = ours.GAMMA ** len(entropies) / (1 - ours.GAMMA) * bonus[-20:].mean()
+    bonus = torques.discounted_entropies(entropies.mean(dim=(1, 2)).numpy()[1:])
     temperature = float(agent.alpha.detach().exp())
-    return cell | {
+    line = cell | {
         "program": program(), **machine(), "minutes": round(minutes, 2),
         "dataset": hashlib.sha256(data.rows.tobytes()).hexdigest(), "rows": len(data.rows),
         "coverage": round(coverage(data.rows), 3),
         "outside": round(outside(visited, data.rows), 4),
         "data mean": round(float(ours.EPISODE * data.rows[:, 4].mean()), 2),
-        "return": round(float(returns.mean()), 2), "promised": round(float(promised.mean()), 3),
+        "return": round(float(returns.mean()), 2),
+        "promised": torques.rounded(float(promised.mean()), 3),
         "delivered": round(float(delivered.mean()), 3), "temperature": round(temperature, 5),
-        "entropy bonus": round(temperature * float(discount @ bonus + tail), 3),
-        "tests": [[row[1], *(round(x, 3) for x in (*row[2:5], contrast))]
+        "entropy bonus": round(temperature * float(bonus), 3),
+        "tests": [[row[1], *(torques.rounded(x, 3) for x in (*row[2:5], contrast))]
                   for row, contrast in zip(run.log, contrasts)]}
+    if measures:
+        line["measures"] = measures
+    return line
 
 
-def work(cells):
+def work(cells, processes):
     """Run the cells that are missing; students after the teachers, whose data they need."""
     RESULTS.mkdir(exist_ok=True)
     have = finished()
     todo = [cell for cell in cells if key(cell) not in have]
-    with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
         spent, done = 0.0, 0
         for teachers in (True, False):
             some = [x for x in todo if (x["kind"] == "teacher" and not x["as_printed"]) == teachers]
@@ -259,7 +334,7 @@ def work(cells):
                 with open(RESULTS / "study.jsonl", "a") as file:
                     file.write(json.dumps(line) + "\n")
                 spent, done = spent + line["minutes"], done + 1
-                left = spent / done * (len(todo) - done) / 2
+                left = spent / done * (len(todo) - done) / processes
                 print(f"[{done}/{len(todo)}] {key(line)}: {line['return']:.0f}; "
                       f"about {left:.0f} minutes left", flush=True)
 
@@ -291,7 +366,9 @@ def at(line, update, column):
 
 def excess(line):
     """How much more the critics promise than the episodes pay, like with like: the promise counts
-    temperature times entropy, so that is added to the delivery."""
+    temperature times entropy, so that is added to the delivery. NaN for bc, which has no critic."""
+    if line["kind"] == "bc":
+        return math.nan
     return line["promised"] - line["delivered"] - line["entropy bonus"]
 
 
@@ -722,8 +799,16 @@ def draw_regimes(study):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--report", action="store_true", help="write study.md and the figures")
+    parser.add_argument("--processes", type=int, default=2, help="side by side (%(default)s)")
+    parser.add_argument("--same", action="store_true",
+                        help="run the cells of results/same.jsonl that this program lacks")
     options = parser.parse_args()
-    report() if options.report else work(grid())
+    if options.report:
+        report()
+    elif options.same:
+        run_same()
+    else:
+        work(grid(), options.processes)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ NEAREST = 20                          # rows of the data that count as near a st
 NEAR, FAR = 0.25, 0.75                # N m to the nearest of these rows' torques
 WIDTH = 0.25                          # N m, the standard deviation of the density's kernel
 EPISODES, EVERY = 20, 10              # of the student's own: how many, and each how many steps
-MOMENTS = 4_000, 10_000               # updates at which an intervention is measured, and at its end
+CLONING = 20_000                      # updates of the clone that chooses a target's torques
 
 
 # What a torque promises and delivers
@@ -50,15 +50,16 @@ def deliver_with_bonus(agent, states, torques):
     delivered = ours.deliver(agent, states, torques)
     hook.remove()
     entropies = torch.cat(entropies, dim=1).double().numpy().T                  # [T, n]
-    return delivered, temperature(agent) * discounted_entropies(entropies)
+    # that of step T is left out, as no reward follows it
+    return delivered, temperature(agent) * discounted_entropies(entropies[:-1])
 
 
 def discounted_entropies(entropies):
-    """The entropies of the steps 1 to T, [T, n] -> their discounted sum, [n], with the tail of
-    ours.discounted. The last is left out, as no reward follows it."""
-    counted = entropies[:-1]
-    tail = ours.GAMMA ** len(entropies) / (1 - ours.GAMMA) * counted[-20:].mean(axis=0)
-    return ours.GAMMA ** np.arange(1, len(entropies)) @ counted + tail
+    """The entropies of the steps 1 to T - 1, [T - 1, ...] -> their discounted sum, [...], with the
+    tail of ours.discounted."""
+    steps = len(entropies) + 1
+    tail = ours.GAMMA ** steps / (1 - ours.GAMMA) * entropies[-20:].mean(axis=0)
+    return ours.GAMMA ** np.arange(1, steps) @ entropies + tail
 
 
 def over_torques(agent, states, torques=TORQUES):
@@ -288,10 +289,11 @@ def row_means(values):
     return np.array([mean(row) for row in values])
 
 
-def rounded(value):
+def rounded(value, digits=5):
+    """A number for a file; None for NaN."""
     if isinstance(value, int):
         return value
-    return None if math.isnan(value) else round(value, 5)
+    return None if math.isnan(value) else round(value, digits)
 
 
 # Episodes
@@ -391,74 +393,28 @@ def nearest_returns(agent, rows, seeds):
     found = {}
     for name, choose in (("best", best), ("random", any_of_them)):
         _, _, rewards = rollout(choose, starts(seeds))
-        found[name] = float(rewards.sum(axis=0).mean())
+        found[f"{name} of the nearest"] = rounded(float(rewards.sum(axis=0).mean()))
     return found
 
 
-class Meter(ours.Run):
-    """A run without files and words, that calls look(updates made) at the given ones."""
+def make_student(kind, rows, seed):
+    """The student of an intervention, seeded as the main job's student is.
 
-    def __init__(self, seed, updates, moments, look):
-        super().__init__(None, seed)
-        self.updates = updates
-        self.moments = moments
-        self.look = look
-
-    def test(self, at):
-        # at the end, the loop gives the last update's number, which counts from 0
-        made = self.updates if at >= self.updates - 1 else at
-        if made in self.moments:
-            self.look(made)
-
-
-def train_quietly(student, rows, seed, updates, moments=(), look=None):
-    """The page's offline loop, without the tests that are not asked for."""
+    clone target         a clone of the data, trained first, chooses the target's torques
+    uniform torques      SAC, for the rows of `uniform_torques`
+    fixed temperature    SAC whose temperature stays 0.01"""
+    ours.seed_everything(seed)
+    if kind == "uniform torques":
+        return ours.SAC()
+    if kind == "fixed temperature":
+        return FixedTemperature()
+    clone = ours.BC()
     data = ours.Data()
     data.rows = rows
-    ours.train_student(student, data.freeze(), updates, Meter(seed, updates, moments, look))
-
-
-def intervene(kind, rows, seed, updates=20_000):
-    """Train one student of the rows and return its numbers at 4,000 and 10,000 updates and at the
-    end, in a flat dict. Return, promised and delivered are means of the seed's 10 test episodes.
-
-    nearest              plain SAC, the reference; also `nearest_returns` from 100 starts
-    clone target         a clone of the data, trained first, chooses the target's torques
-    uniform torques      SAC on `uniform_torques`
-    fixed temperature    SAC whose temperature stays 0.01"""
-    found = {"kind": kind, "seed": seed, "updates": updates}
-    run = ours.Run(None, seed)
-    if kind == "clone target":
-        ours.seed_everything(seed)
-        clone = ours.BC()
-        train_quietly(clone, rows, seed, updates)
-        returns, _, _ = ours.evaluate(clone, run.starts(0, 10))
-        found["clone return"] = rounded(float(returns.mean()))
-    if kind == "uniform torques":
-        rows = uniform_torques(rows, seed)
-
+    for _ in range(CLONING):
+        clone.train(*data.get_sample())
     ours.seed_everything(seed)
-    if kind == "clone target":
-        student = CloneTarget(clone)
-    elif kind == "fixed temperature":
-        student = FixedTemperature()
-    elif kind in ("nearest", "uniform torques"):
-        student = ours.SAC()
-    else:
-        raise ValueError(f"no intervention is called {kind}")
-
-    def look(made):
-        returns, promised, delivered = ours.evaluate(student, run.starts(0, 10))
-        found[f"{made} return"] = rounded(float(returns.mean()))
-        found[f"{made} promised"] = rounded(float(promised.mean()))
-        found[f"{made} delivered"] = rounded(float(delivered.mean()))
-        found[f"{made} temperature"] = rounded(temperature(student))
-        if kind == "nearest":
-            for name, value in nearest_returns(student, rows, run.starts(1, 100)).items():
-                found[f"{made} {name} of the nearest"] = rounded(value)
-
-    train_quietly(student, rows, seed, updates, {*MOMENTS, updates}, look)
-    return found
+    return CloneTarget(clone)
 
 
 # The picture
