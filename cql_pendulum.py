@@ -2,11 +2,11 @@
 
 A SAC teacher learns Pendulum-v1 online, its transitions are frozen, and a CQL student learns from
 them alone. Names, order and constants are the page's; what it leaves out (the update, the reward's
-shift, the temperature, the learning rates) is from the course's notebook. Four things on the page
-are wrong (ERRATA); a comment that begins with "Page:" stands wherever ours differs.
+shift, the temperature, the learning rates) is from the course's notebook. Four of the page's
+formulas are wrong (ERRATA). A comment "Page:" stands wherever the algorithm differs from the page.
 
 Read from the top to the end of main: that is the whole program. What main calls follows after it.
-
+`python cql_pendulum.py` takes minutes, with `--epochs 3 --steps 100` seconds.
 SAC: Haarnoja et al. 2018, Soft Actor-Critic Algorithms and Applications (arXiv 1812.05905). CQL:
 Kumar et al. 2020 (2006.04779). Pardo: Pardo et al. 2018, Time Limits in RL (1712.00378).
 """
@@ -31,9 +31,8 @@ import numpy as np
 import torch
 
 __all__ = ["CQL", "Data", "ERRATA", "MyWrapper", "SAC", "env"]
-
 BATCH = 64             # rows in a batch
-CAPACITY = 100_000     # rows that a Data keeps
+CAPACITY = 100_000     # rows that update_data keeps
 EPISODE = 200          # steps of an episode
 UPDATES = 200          # the teacher's updates after each episode
 WIDTH = 128            # units of a hidden layer
@@ -42,7 +41,7 @@ LR_ACTION = 3e-4       # Adam's learning rate for the policy and the temperature
 GAMMA = 0.99           # discount for each step
 TAU = 0.005            # soft update of the target critics
 TEMPERATURE = 0.01     # the first; it is learned from then on
-TARGET_ENTROPY = -1.0  # minus the number of action dimensions (SAC, appendix D)
+TARGET_ENTROPY = -1.0  # minus the number of actions (SAC, appendix D); per unit of torque / 2
 SCALE = 8              # an update uses (reward + 8) / 8, from -1.03 to 1; Data keeps the reward
 TORQUE = 2.0           # Pendulum's torque lies in [-2, 2] N m
 SAMPLES = 5            # torques of each kind (random, current, next) for a state in CQL's penalty
@@ -57,7 +56,7 @@ ERRATA = {             # jacobian acts in SAC and CQL, sign and range in CQL alo
 
 class MyWrapper(gym.Wrapper):
     """Pendulum-v1 with the page's interface. A state is (cos angle, sin angle, speed in rad/s),
-    upright at angle 0; a step's reward is -(angle^2 + 0.1 speed^2 + 0.001 torque^2) before it."""
+    upright at angle 0; the reward is -(angle^2 + 0.1 speed^2 + 0.001 torque^2) before the step."""
 
     def __init__(self):
         # gym's own limit follows EPISODE; its checker uses np.bool8, which NumPy 2 lacks
@@ -106,7 +105,7 @@ class Data:
 
     @property
     def datas(self):
-        """(state, action, reward, next_state, over) of each row, as a tuple made anew."""
+        """(state, action, reward, next_state, over) of each row, a tuple made anew: keep it."""
         columns = [column.numpy() for column in self._columns(self.rows.copy())]
         return tuple((s, a.item(), r.item(), n, bool(o)) for s, a, r, n, o in zip(*columns))
 
@@ -129,7 +128,7 @@ class Data:
         """64 different rows: state, action, reward, next_state float32 [64, 3], [64, 1], [64, 1],
         [64, 3] and over int64 [64, 1]; ValueError when there are fewer rows."""
         if len(self.rows) < BATCH:
-            raise ValueError(f"{len(self.rows)} rows; a batch draws {BATCH} different ones")
+            raise UserError(f"{len(self.rows)} rows; a batch draws {BATCH} (see EPISODE, BATCH)")
         return self._columns(self.rows[random.sample(range(len(self.rows)), BATCH)])
 
     def _columns(self, rows):
@@ -160,12 +159,16 @@ class SAC:
             self.fc_mu = torch.nn.Linear(WIDTH, 1)
             self.fc_std = torch.nn.Sequential(torch.nn.Linear(WIDTH, 1), torch.nn.Softplus())
 
-        def forward(self, state, n=1):
-            """[b, 3] -> n torques a state (page: 1; CQL: 5), [b, n], and the entropy of each,
-            [b, n]: minus the log density of its tanh, that is of torque / 2 (SAC, appendix C)."""
+        def gaussian(self, state, n=1):
+            """The Gaussian that is squashed, n times for each state: [b, 3] -> Normal of [b, n]."""
             state = self.fc_state(state)                            # [b, 3] -> [b, 128]
             mu, std = self.fc_mu(state), self.fc_std(state)         # [b, 128] -> [b, 1]
-            dist = torch.distributions.Normal(mu.expand(-1, n), std, validate_args=False)
+            return torch.distributions.Normal(mu.expand(-1, n), std, validate_args=False)
+
+        def forward(self, state, n=1):
+            """[b, 3] -> n torques a state (Page: 1), [b, n], and the entropy of each, [b, n]: minus
+            the log density of its tanh, that is of torque / 2 (SAC, appendix C)."""
+            dist = self.gaussian(state, n)
             sample = dist.rsample()                                 # [b, n]
             action = torch.tanh(sample)                             # [b, n]
             # Page: log(1 - tanh(action)^2 + 1e-7), but action is a tanh: that squashes twice.
@@ -177,8 +180,8 @@ class SAC:
             return action * TORQUE, entropy
 
     class ModelValue(torch.nn.Module):
-        """A critic: the discounted scaled rewards and, from the next step on, temperature times
-        entropy that follow a torque in a state."""
+        """A critic, Q: the discounted sum of the scaled rewards that follow a torque in a state,
+        and of temperature times entropy of all steps after it."""
 
         def __init__(self):
             super().__init__()
@@ -196,8 +199,8 @@ class SAC:
         self.model_value1, self.model_value2 = self.ModelValue(), self.ModelValue()
         self.model_value_next1 = copy.deepcopy(self.model_value1)
         self.model_value_next2 = copy.deepcopy(self.model_value2)
-        self.alpha = torch.tensor(math.log(TEMPERATURE), requires_grad=True)    # the log of it
-        # one Adam for what is stepped together gives each part the same steps as one of its own
+        self.alpha = torch.tensor(math.log(TEMPERATURE), requires_grad=True)    # the log
+        # Page: an Adam for each. It works number by number, so that one for two gives the same.
         values = [*self.model_value1.parameters(), *self.model_value2.parameters()]
         actions = [*self.model_action.parameters(), self.alpha]
         self.optimizer_value = torch.optim.Adam(values, lr=LR_VALUE, fused=True)
@@ -246,7 +249,7 @@ class SAC:
         loss_action, entropy = self._get_loss_action(state)
         loss_alpha = ((entropy - TARGET_ENTROPY).detach() * self.alpha.exp()).mean()
         self.optimizer_action.zero_grad()
-        # the policy's loss runs through the critics, but `inputs` keeps gradients for these alone
+        # the policy's loss runs through the critics, too; `inputs` are what it gives gradients to
         learning = [*self.model_action.parameters(), self.alpha]
         (loss_action + loss_alpha).backward(inputs=[p for p in learning if p.requires_grad])
         self.optimizer_action.step()
@@ -277,7 +280,7 @@ class SAC:
 
     @torch.no_grad()
     def _soft_update(self, _from, _to):
-        """Each parameter of _to becomes 0.995 of itself + 0.005 of its like in _from."""
+        """Each parameter of _to becomes 1 - TAU of itself + TAU of its like in _from."""
         for old, new in zip(_to.parameters(), _from.parameters()):
             old.lerp_(new, TAU)
 
@@ -299,17 +302,15 @@ class CQL(SAC):
         # Page: (-1, 1), which leaves half of the torques out of the penalty.
         limit = 1 if "range" in self.as_printed else TORQUE
         rand_action = limit * torch.empty([len(state), SAMPLES]).uniform_(-1, 1)       # [b, 5]
-        # No gradient: this loss trains the critic. The policy has its own, _get_loss_action.
-        # Page: with a gradient, that is computed and thrown away.
+        # No gradient: the policy has a loss of its own. Page: with one, which is thrown away.
         with torch.no_grad():
             actions, entropies = self.model_action(torch.cat([state, next_state]), SAMPLES)
         curr_action, next_action = actions.chunk(2)                             # [2 b, 5] -> [b, 5]
         curr_entropy, next_entropy = entropies.chunk(2)                         # [2 b, 5] -> [b, 5]
 
-        # Page: a pass of the critic for each kind, on [b * 5, 1]; here one pass over the 16 torques
-        # of a state: the data's and 5 of each kind. The next state's torques are tried in *this*
-        # state, as on the page and in CQL's own code: torques of any known density will do to
-        # estimate the integral here, and the policy's at the next state are likely ones.
+        # The next state's torques are tried in *this* state, as on the page and in CQL's own code:
+        # to estimate the integral, torques of any known density will do (importance sampling,
+        # below). Page: a pass of the critic for each kind; here one over a state's 16 torques.
         action = torch.cat([action, rand_action, curr_action, next_action], dim=1)     # [b, 16]
         state = state.unsqueeze(1).repeat(1, action.shape[1], 1)                # [b, 16, 3]
         values = model_value(state.reshape(-1, 3), action.reshape(-1, 1)).reshape(action.shape)
@@ -331,7 +332,8 @@ class CQL(SAC):
 
 def train_teacher(teacher, data, epochs, run):
     """The page's online loop. run.remaining is range(epochs), or what a resumed run has left of it;
-    run.test is the page's test, always from the same 10 starts, and saves."""
+    run.test prints the mean return of 10 episodes, beside it what the critic promised and what was
+    delivered (see evaluate), and saves. Page: random starts; ours are the same 10 at every test."""
     for epoch in run.remaining(epochs):
         data.update_data(teacher)
         for i in range(UPDATES):
@@ -378,18 +380,16 @@ def main(argv):
         elif options.student == "sac":
             student = SAC(options.as_printed)
         else:
-            student = BC(options.as_printed)
+            student = BC(options.as_printed)                # behaviour cloning
         run.begin("student", student, data)
         train_student(student, data, options.steps, run)
         save_agent(run.out / "student.pt", student)
         report(run, data, student)
     except KeyboardInterrupt:
-        raise UserError(f"stopped; go on with: python cql_pendulum.py --resume {run.out}") from None
+        raise UserError(f"stopped. Go on: python {sys.argv[0]} --resume \"{run.out}\"") from None
 
 
-# The story ends here. What main calls follows, in the order in which it is called.
-
-# ---- The command line ----
+# ---- The story ends here. What main calls follows, in its order: the command line ----
 def parse_options(argv):
     """The options; argparse ends the program with one line where they make no sense."""
     parser = argparse.ArgumentParser("cql_pendulum.py", usage=argparse.SUPPRESS, allow_abbrev=False)
@@ -404,7 +404,7 @@ def parse_options(argv):
         help=f"restore the page's errata: {', '.join(ERRATA)}; no name: all of them (none)")
     add("--last", type=number(int, 0), metavar="N", help="train on the last N episodes only (all)")
     add("--random", type=number(int, 0, CAPACITY // EPISODE), default=0, metavar="N",
-        help="train on N episodes of random torques, then on these (%(default)s)")
+        help="put N episodes of random torques before them (%(default)s)")
     add("--dataset", type=pathlib.Path, metavar="FILE", help="no teacher: use this dataset.npz")
     add("--out", type=pathlib.Path, metavar="DIR", help="a new folder for the results (in runs/)")
     add("--resume", type=pathlib.Path, metavar="DIR", help="go on with the run in this folder")
@@ -416,8 +416,8 @@ def parse_options(argv):
         parser.error("--resume has the options of that run; leave out all others")
     if options.play and given - {"play", "seed"}:
         parser.error("--play takes --seed alone; leave out all others")
-    if options.dataset and "epochs" in given:
-        parser.error("--dataset needs no teacher; leave out --epochs")
+    if "epochs" in given and (options.dataset or options.last == 0):
+        parser.error("--dataset and --last 0 need no teacher; leave out --epochs")
     if options.student != "cql" and "weight" in given:
         parser.error("--weight is for --student cql; leave it out")
     if options.last == 0 and options.random == 0:
@@ -437,7 +437,6 @@ def number(kind, least, most=10 ** 9):
         if not least <= value <= most:
             raise argparse.ArgumentTypeError(f"{text}: give a number from {least} to {most}")
         return value
-
     convert.__name__ = kind.__name__                    # argparse says "invalid int value"
     return convert
 
@@ -446,13 +445,14 @@ def play(path, seed):
     """Play an episode with a saved agent, print its return, and write the animation to FILE.gif."""
     agent = load_agent(path)
     os.environ["SDL_VIDEODRIVER"] = "dummy"             # pygame draws without a window
-    pillow = optional("pygame", "no animation") and optional("PIL.Image", "no animation")
+    pygame = optional("pygame", "no animation")
+    pillow = optional("PIL.Image", "no animation")
+    can_draw = bool(pygame and pillow)
     frames = []
-    if pillow:
-        env.show = lambda: frames.append(pillow.fromarray(env.render()[::2, ::2]))
+    env.show = lambda: frames.append(pillow.fromarray(env.render()[::2, ::2]))      # half the size
     seed_everything(seed)
-    say(f"return {agent.test(play=bool(pillow)):.1f}")
-    if pillow:
+    say(f"return {agent.test(play=can_draw):.1f}")
+    if can_draw:
         with whole_file(f"{path}.gif") as file:
             frames[0].save(file, "GIF", append_images=frames[1:], save_all=True, duration=50,
                            loop=0)
@@ -469,9 +469,12 @@ def open_run(options, argv):
             options = parse_options(json.loads(file.read_text())["argv"])
         return Run(file.parent, options.seed), options
 
+    data = Data()
     if options.dataset:
         data = load_dataset(options.dataset)
-        notice_order(options.dataset, data)
+        check_pendulum(options.dataset, data)
+    teacher_needed = not options.dataset and options.last != 0
+    if not teacher_needed:
         data = choose_episodes(data, options)
     out = options.out
     k = 1
@@ -483,7 +486,7 @@ def open_run(options, argv):
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; give a new folder, or go on with the run "
                         f"in it: --resume {out}") from None
-    if options.dataset:
+    if not teacher_needed:
         save_dataset(out / "dataset.npz", data)
     versions = {package.__name__: package.__version__ for package in (gym, np, torch)}
     with whole_file(out / "config.json") as file:
@@ -499,7 +502,7 @@ class Run:
         self.out, self.seed = out, seed
         self.stage = "teacher"
         self.saved = {}
-        self.log = []                   # a test: stage, step, return, promised, delivered, seconds
+        self.log = []                   # a dict for each test
         if out and (out / "dataset.npz").exists():
             self.stage = "student"
         if out and (out / "checkpoint.pt").exists():
@@ -516,7 +519,7 @@ class Run:
             with reading(self.out / "checkpoint.pt"):
                 restore_agent(agent, self.saved)
                 self.done = self.saved["done"]
-                self.begun -= self.log[-1][5]
+                self.begun -= self.log[-1]["seconds"]
                 torch.set_rng_state(self.saved["torch"])
                 random.setstate(self.saved["random"])
                 env.unwrapped.np_random.bit_generator.state = self.saved["env"]
@@ -540,19 +543,21 @@ class Run:
 
     def test(self, step):
         """Play the test's 10 episodes; log their means, save, and print them."""
-        means = [float(x.mean()) for x in evaluate(self.agent, self.starts(0, 10))]
-        self.log.append([self.stage, step, *means, time.monotonic() - self.begun])
+        returns, promised, delivered = evaluate(self.agent, self.starts(0, 10))
+        self.log.append({"stage": self.stage, "step": step, "return": float(returns.mean()),
+                         "promised": float(promised.mean()), "delivered": float(delivered.mean()),
+                         "seconds": time.monotonic() - self.begun})
         self.done = step + 1
         if self.out:
             self.save()
-        promised = "       -" if isinstance(self.agent, BC) else f"{means[1]:8.2f}"
-        say(f"{self.stage} {step:6d}   return {means[0]:8.1f}   promised {promised}"
-            f"   delivered {means[2]:6.2f}")
+        promise = "       -" if isinstance(self.agent, BC) else f"{promised.mean():8.2f}"
+        say(f"{self.stage} {step:6d}   return {returns.mean():8.1f}   promised {promise}"
+            f"   delivered {delivered.mean():6.2f}")
 
     def save(self):
         """Write log.csv, then checkpoint.pt: a kill between the two loses no test."""
         lines = ["stage,step,return,promised,delivered,seconds\n"]
-        lines += ["{},{},{:.3f},{:.3f},{:.3f},{:.1f}\n".format(*row) for row in self.log]
+        lines += ["{},{},{:.3f},{:.3f},{:.3f},{:.1f}\n".format(*row.values()) for row in self.log]
         with whole_file(self.out / "log.csv") as file:
             file.write("".join(lines).encode())
         rows = self.data.rows if self.stage == "teacher" else np.empty([0, 10], np.float32)
@@ -606,14 +611,14 @@ def least_value(agent, state, action):
 # ---- Agents in files ----
 def save_agent(path, agent, **more):
     """Write all that going on with an agent needs, and `more`; UserError if it has diverged."""
-    state = {}                          # of what training may change: state_dicts, tensors, numbers
+    state = {}                          # state_dicts, tensors and numbers, by attribute
     learned = [agent.alpha]
     for name, part in vars(agent).items():
         if isinstance(part, torch.nn.Module):
             learned += part.parameters()
         if hasattr(part, "state_dict"):
             state[name] = part.state_dict()
-        elif isinstance(part, (int, float, torch.Tensor)):
+        elif torch.is_tensor(part) or type(part) in (int, float):
             state[name] = part
     if not all(x.isfinite().all() for x in learned):
         raise UserError(f"{path}: not written, the agent is NaN or infinite; an earlier one stays. "
@@ -643,7 +648,7 @@ def restore_agent(agent, saved):
     """Put what save_agent wrote into an agent of the same layers."""
     for name, part in saved["state"].items():
         if torch.is_tensor(part):
-            getattr(agent, name).data.copy_(part)
+            getattr(agent, name, part).data.copy_(part)
         elif isinstance(part, dict):
             getattr(agent, name).load_state_dict(part)
         else:
@@ -708,16 +713,16 @@ def load_dataset(path, as_printed=()):
                                 f"it must be {wanted.dtype} {[*wanted.shape]}")
         if n < BATCH:
             raise UserError(f"{n} rows; a batch draws {BATCH} different ones")
-        check_pendulum(arrays)
         data.rows = np.column_stack([*arrays.values()]).astype(np.float32)
     return data
 
 
-def check_pendulum(arrays):
-    """UserError for the first row that Pendulum cannot have given: reward and next state follow
-    from state and torque, so that other units, scales and orders show."""
-    state, torque = arrays["observations"], arrays["actions"][:, 0]
-    reward, next_state = pendulum(state.astype(float), torque.astype(float))
+def check_pendulum(path, data):
+    """UserError for the first row that Pendulum cannot give: reward and next state follow from
+    state and torque. A notice where rows are not whole episodes in order, as --last needs them."""
+    arrays = arrays_of(data.rows)
+    state, torque = data.rows[:, :3].astype(float), data.rows[:, 3].astype(float)
+    reward, next_state = pendulum(state, torque)
     right = np.column_stack([                           # [n, 4]; float32 rounds to 1e-5
         np.isclose(np.hypot(state[:, 0], state[:, 1]), 1, atol=1e-4),
         abs(torque) <= 2,
@@ -726,12 +731,17 @@ def check_pendulum(arrays):
     if not right.all():
         row = right.all(axis=1).argmin()
         name = [*arrays][right[row].argmin()]
-        raise UserError(f"row {row} of {name}, {arrays[name][row]}, is not what Pendulum gives "
-                        f"for its state and torque (N m)")
+        raise UserError(f"{path}: row {row} of {name}, {arrays[name][row]}, is not what Pendulum "
+                        f"gives for its state and torque (N m)")
+    ends = arrays["terminals"] | arrays["timeouts"]
+    follows = (data.rows[:-1, 5:8] == data.rows[1:, :3]).all(axis=1)
+    if not (follows | ends[:-1]).all() or (len(ends) > EPISODE and not ends.any()):
+        say(f"note: {path}: the rows are not whole episodes in their order; --last takes others")
 
 
 def pendulum(state, torque):
-    """Pendulum-v1's own formulas for many states: [n, 3], [n] -> reward [n], next_state [n, 3]."""
+    """Pendulum-v1's formulas for many states: [n, 3], [n] -> reward [n], next_state [n, 3]. (If you
+    change MyWrapper's, change them here, too.)"""
     angle = np.arctan2(state[:, 1], state[:, 0])
     speed = state[:, 2]
     reward = -(angle ** 2 + 0.1 * speed ** 2 + 0.001 * torque ** 2)
@@ -739,14 +749,6 @@ def pendulum(state, torque):
     speed = np.clip(speed + (15 * np.sin(angle) + 3 * torque) * 0.05, -8, 8)
     angle = angle + 0.05 * speed
     return reward, np.stack([np.cos(angle), np.sin(angle), speed], axis=1)
-
-
-def notice_order(path, data):
-    """Say so where the rows are not whole episodes in their order: --last and the table need it."""
-    ends = data.rows[:, 8:].any(axis=1)
-    follows = (data.rows[:-1, 5:8] == data.rows[1:, :3]).all(axis=1)
-    if not (follows | ends[:-1]).all() or (len(ends) > EPISODE and not ends.any()):
-        say(f"note: {path}: the rows are not whole episodes in their order; --last takes others")
 
 
 # ---- Behaviour cloning ----
@@ -762,11 +764,8 @@ class BC(SAC):
 
     def train(self, state, action, reward, next_state, over):
         """One step up the log density of the data's torques."""
-        hidden = self.model_action.fc_state(state)
-        mu = self.model_action.fc_mu(hidden)
-        std = self.model_action.fc_std(hidden)
         sample = (action / TORQUE).clamp(-0.9999, 0.9999).atanh()       # of 2 N m it is infinite
-        loss = -torch.distributions.Normal(mu, std, validate_args=False).log_prob(sample).mean()
+        loss = -self.model_action.gaussian(state).log_prob(sample).mean()
         self.optimizer_action.zero_grad()
         loss.backward()
         self.optimizer_action.step()
@@ -784,7 +783,7 @@ def report(run, data, student):
     for who, x in returns.items():
         error = np.std(x, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
         say(f"{who:<22}{len(x):>9}{np.mean(x):>10.1f}{error:>12.1f}{min(x):>10.1f}{max(x):>10.1f}")
-    minutes = {row[0]: row[5] / 60 for row in run.log}                  # by a stage's last test
+    minutes = {row["stage"]: row["seconds"] / 60 for row in run.log}    # of a stage's last test
     say("minutes: " + ", ".join(f"{stage} {x:.1f}" for stage, x in minutes.items()))
 
     if optional("matplotlib", "no curves.png"):
@@ -801,21 +800,21 @@ def report(run, data, student):
 def draw_tests(figure, log, data_mean):
     """Returns of teacher and student, and what the student promised and delivered."""
     teacher, student, promise = figure.subplots(1, 3)
-    taught = [row for row in log if row[0] == "teacher"]
-    learned = [row for row in log if row[0] == "student"]
-    updates = [row[1] for row in learned]
-    teacher.plot([row[1] for row in taught], [row[2] for row in taught], "o-C0", ms=4)
+    taught = [row for row in log if row["stage"] == "teacher"]
+    learned = [row for row in log if row["stage"] == "student"]
+    updates = [row["step"] for row in learned]
+    teacher.plot([row["step"] for row in taught], [row["return"] for row in taught], "o-C0", ms=4)
     teacher.set(title="Teacher, online", xlabel="epoch", ylabel="return of an episode")
-    student.plot(updates, [row[2] for row in learned], "o-C1", ms=4, label="student")
+    student.plot(updates, [row["return"] for row in learned], "o-C1", ms=4, label="student")
     student.axhline(data_mean, color="0.4", ls="--", label="the data")
     if taught:                                                          # from the same 10 starts
-        student.axhline(taught[-1][2], color="C0", ls="--", label="the teacher's last test")
+        student.axhline(taught[-1]["return"], color="C0", ls="--", label="the teacher's last test")
     student.set(title="Student, offline", xlabel="update", ylabel="return of an episode")
-    promise.plot(updates, [row[3] for row in learned], "o-C3", ms=4, label="promised")
-    promise.plot(updates, [row[4] for row in learned], "s-C2", ms=4, label="delivered")
+    promise.plot(updates, [row["promised"] for row in learned], "o-C3", ms=4, label="promised")
+    promise.plot(updates, [row["delivered"] for row in learned], "s-C2", ms=4, label="delivered")
     promise.axhline(1 / (1 - GAMMA), color="k", ls="-.", label="the most possible")
     promise.set(title="Promised and delivered", xlabel="update",
-                ylabel="discounted sum of (reward + 8) / 8")
+                ylabel=f"discounted sum of (reward + {SCALE}) / {SCALE}")
     student.legend(fontsize="small")
     promise.legend(fontsize="small")
 
@@ -831,8 +830,8 @@ def draw_torques(figure, data, student):
     for axes, row in zip(panels, (upright, swinging, hanging)):
         draw_state(axes, data, student, data.rows[row, :3])
         axes.set(title=f"{np.degrees(angle[row]):.0f} degrees from upright, {speed[row]:.1f} rad/s",
-                 xlabel="torque now (N m), then the student's policy")
-    panels[0].set_ylabel("discounted sum of (reward + 8) / 8")
+                 xlabel="torque of this step (N m); then the policy's")
+    panels[0].set_ylabel(f"discounted sum of (reward + {SCALE}) / {SCALE}")
     panels[0].legend(fontsize="small")
 
 
@@ -845,8 +844,7 @@ def draw_state(axes, data, student, state):
     promised = least_value(student, states, torch.from_numpy(torques).float()[:, None])
     delivered = [deliver(student, np.tile(state, (20, 1)), np.full(20, x)).mean() for x in torques]
     near = (abs(data.rows[:, :3] - state) < 0.3).all(axis=1)
-    policy = student.model_action
-    own = TORQUE * policy.fc_mu(policy.fc_state(states[:1])).tanh()             # at its mean
+    own = TORQUE * student.model_action.gaussian(states[:1]).mean.tanh()
     axes.plot(torques, promised, "C3", label="promised")
     axes.plot(torques, delivered, "C2--", label="delivered")
     below = {"clip_on": False, "transform": axes.get_xaxis_transform()}         # y: 0 is the bottom
@@ -931,7 +929,7 @@ def read_zip(path):
     """The content of a .npz or .pt file, which are zip files, once its checksums hold."""
     content = io.BytesIO(pathlib.Path(path).read_bytes())
     with zipfile.ZipFile(content) as members:
-        # no checksum covers this attribute; a "folder" is read by torch as memory nobody wrote
+        # no checksum covers the mark of a folder, for which torch returns memory nobody has written
         folders = any(member.external_attr & 16 for member in members.infolist())
         if folders or members.testzip():
             raise UserError("damaged")
@@ -939,6 +937,7 @@ def read_zip(path):
     return content
 
 
+# for `uv run cql_pendulum.py` (PEP 723)
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["gym==0.26.2", "gym-notices==0.0.8", "numpy==2.4.6", "torch==2.13.0",
