@@ -1,7 +1,8 @@
 """Does CQL do what the page says? Data, students, seeds, weights and errata, measured.
 
 python tests/study.py             run what is missing, two processes of one thread; stop at any time
-python tests/study.py --report    write results/study.md and three figures from results/study.jsonl
+python tests/study.py --report    write results/study.md and three figures: tests/report.py
+python tests/study.py --picture   train four students, and draw what they promise and deliver
 
 A cell is one training run with its final 100 episodes, and a line of results/study.jsonl. It counts
 as long as `program` is the same: a hash of the code, without comments, that the numbers follow
@@ -99,9 +100,10 @@ def grid():
               for seed in range(5) for data in ("all", "last 10") for weight in (0.2, 1.0)]
     cells += [cell(kind, seed, "last 10") for seed in later for kind in ("sac", "cql")]
     cells += [cell(kind, seed, "last 10") for kind in INTERVENTIONS for seed in later]
-    cells += regimes(later, MEASURED)
+    cells += regimes(later, ["last 10", "last 85", "all", "random 20"])
     cells += [cell("teacher", seed, as_printed=[name]) for seed in range(10, 14)
               for name in ERRATA]
+    cells += regimes(later, ["last 40"])
     return [*{key(one): one for one in cells}.values()]
 
 
@@ -112,11 +114,16 @@ def key(line):
 
 def finished():
     """{key: line} of the lines that count: of this program, or of one that results/same.jsonl shows
-    to give the same numbers."""
+    to give the same numbers. The first line of a key stays: its seed's other lines are of the same
+    machine."""
     file = RESULTS / "study.jsonl"
     counting = {program(), *same_programs()}
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return {key(line): line for line in lines if line["program"] in counting}
+    found = {}
+    for line in lines:
+        if line["program"] in counting:
+            found.setdefault(key(line), line)
+    return found
 
 
 def same_programs():
@@ -304,6 +311,10 @@ def run_cell(cell):
     # what the promise counts and the delivery does not: temperature times entropy from step 1 on
     bonus = torques.discounted_entropies(entropies.mean(dim=(1, 2)).numpy()[1:])
     temperature = float(agent.alpha.detach().exp())
+    tests = []
+    for row, found in zip(run.log, contrasts):
+        values = row["return"], row["promised"], row["delivered"], found
+        tests.append([row["step"], *(torques.rounded(value, 3) for value in values)])
     line = cell | {
         "program": program(), **machine(), "minutes": round(minutes, 2),
         "dataset": hashlib.sha256(data.rows.tobytes()).hexdigest(), "rows": len(data.rows),
@@ -313,9 +324,7 @@ def run_cell(cell):
         "return": round(float(returns.mean()), 2),
         "promised": torques.rounded(float(promised.mean()), 3),
         "delivered": round(float(delivered.mean()), 3), "temperature": round(temperature, 5),
-        "entropy bonus": round(temperature * float(bonus), 3),
-        "tests": [[row[1], *(torques.rounded(x, 3) for x in (*row[2:5], contrast))]
-                  for row, contrast in zip(run.log, contrasts)]}
+        "entropy bonus": round(temperature * float(bonus), 3), "tests": tests}
     if measures:
         line["measures"] = measures
     return line
@@ -339,472 +348,21 @@ def work(cells, processes):
                       f"about {left:.0f} minutes left", flush=True)
 
 
-def iqm(values):
-    """Interquartile mean: without the lowest and the highest quarter (Agarwal et al. 2021)."""
-    values = np.sort(values, axis=-1)
-    cut = values.shape[-1] // 4
-    return values[..., cut:values.shape[-1] - cut].mean(axis=-1)
-
-
-def interval(values):
-    """95 % bootstrap interval of the IQM over seeds; for 10 seeds, with 5 it covers about 90 %."""
-    values = np.asarray(values, float)
-    return np.percentile(iqm(np.random.default_rng(0).choice(values, (20_000, len(values)))),
-                         [2.5, 97.5])
-
-
-def outcome(line):
-    """The primary outcome: the mean return of the last five tests, whose 10 starts a seed's teacher
-    and all its students share."""
-    return float(np.mean([test[1] for test in line["tests"][-5:]]))
-
-
-def at(line, update, column):
-    """A column of the test at an update: 1 return, 2 promised, 3 delivered, 4 contrast."""
-    return next(test[column] for test in line["tests"] if test[0] == update)
-
-
-def excess(line):
-    """How much more the critics promise than the episodes pay, like with like: the promise counts
-    temperature times entropy, so that is added to the delivery. NaN for bc, which has no critic."""
-    if line["kind"] == "bc":
-        return math.nan
-    return line["promised"] - line["delivered"] - line["entropy bonus"]
-
-
-def drift(line):
-    """How many steps of 100 the data lacks, or NaN in lines older than this measure."""
-    return 100 * line.get("outside", math.nan)
-
-
-def lost(line):
-    """The first test from which every return is below the untrained student's, or None."""
-    returns = [test[1] for test in line["tests"]]
-    below = [k for k in range(1, len(returns)) if max(returns[k:]) < returns[0]]
-    return line["tests"][below[0]][0] if below else None
-
-
-def above_100(line):
-    """The first test that promises more than any policy can deliver, or None."""
-    return next((test[0] for test in line["tests"] if test[2] > 100), None)
-
-
-def name_of(line):
-    """What a student is called in tables and figures."""
-    if line["kind"] != "cql":
-        return line["kind"]
-    if line["as_printed"]:
-        return "cql as printed" if len(line["as_printed"]) == 4 else f"cql, {line['as_printed'][0]}"
-    return "cql" if line["weight"] == 5.0 else f"cql, weight {line['weight']:g}"
-
-
-class Study:
-    """The lines that count, by data and student, in the grid's order."""
-
-    def __init__(self):
-        have = finished()
-        self.lines = [have[key(cell)] for cell in grid() if key(cell) in have]
-        self.teachers = {x["seed"]: x for x in self.lines
-                         if x["kind"] == "teacher" and not x["as_printed"]}
-        self.printed = {x["seed"]: x for x in self.lines
-                        if x["kind"] == "teacher" and x["as_printed"]}
-        self.again = [x for x in self.lines if x["student"] != x["seed"]]
-        self.groups = {}
-        for line in self.lines:
-            if line["kind"] != "teacher" and line["student"] == line["seed"]:
-                group = self.groups.setdefault((line["data"], name_of(line)), {})
-                group[line["seed"]] = line
-
-    def get(self, data, name):
-        """{seed: line}, maybe empty."""
-        return self.groups.get((data, name), {})
-
-    def values(self, data, name, function=outcome):
-        """What a function gives for a group's lines, where it was measured."""
-        found = np.array([function(line) for line in self.get(data, name).values()], float)
-        return found[~np.isnan(found)]
-
-    def gain(self, line):
-        """A student's outcome minus its teacher's."""
-        return outcome(line) - outcome(self.teachers[line["seed"]])
-
-    def data_gain(self, line):
-        """The mean of a student's data minus its teacher's final 100 episodes."""
-        return line["data mean"] - self.teachers[line["seed"]]["return"]
-
-    def to_teacher(self, data, name):
-        return self.values(data, name, self.gain)
-
-    def minus(self, one, other):
-        """One (data, student) group's outcome minus another's, for the seeds that both have."""
-        one, other = self.get(*one), self.get(*other)
-        return np.array([outcome(one[seed]) - outcome(other[seed])
-                         for seed in one if seed in other])
-
-    def pairs(self, one, other):
-        """The IQM of such a difference, its interval for 10 seeds, how often it is positive."""
-        x = self.minus(one, other)
-        if not len(x):
-            return "not run"
-        low, high = interval(x)
-        more = f" (95 %: {round(low):+,} to {round(high):+,})" if len(x) == 10 else ""
-        return f"{round(iqm(x)):+,}{more}, better on {count(x > 0)}"
-
-
-def count(found):
-    return f"{sum(found)} of {len(found)}"
-
-
-def spread(values, digits=0):
-    """IQM (lowest to highest)."""
-    if not len(values):
-        return "–"
-    return f"{iqm(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
-
-
-def table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
-
-
-HEADER = """# The study
-
-`python tests/study.py` runs what results/study.jsonl lacks, `--report` writes this page and three
-figures from it. Finished: {done} of {all} cells.
-
-A cell: one student, 50,000 updates, on data of its seed's teacher. **Outcome**: the mean of the
-last five tests, whose 10 starts a seed's teacher and all its students share. Beside it the final
-100 episodes. A figure is the interquartile mean (IQM) over seeds, the mean without the lowest and
-the highest quarter (lowest to highest seed). Intervals are 95 % bootstrap intervals, for 10 seeds
-only: with 5 they cover about 90 %. bc is behaviour cloning: the same policy network learns to
-give the data's torques and knows no reward.
-
-**Coverage**: how many of 8 equal torque bins occur in a state cell (30 degrees by 2 rad/s),
-averaged over the cells that the data visits; it also grows with the number of rows. **Contrast**:
-the smaller critic's value of the data's torque minus its mean over all torques, over 500 states of
-the data. **Excess**: promise minus delivery, like with like: the promise is a soft value, so
-temperature times entropy from the second step on is added to the delivery. **Drift**: the share of
-the final episodes' steps whose state cell and torque bin the data does not hold; it was added late
-and measured in {drifts} runs.
-
-"last N": the last N of the teacher's 100 episodes; "all": the 100; "random 20": 20 episodes of
-uniformly random torques; "random 10 + last 10": 10 of these and the last 10; "2,000 rows": drawn
-from all.
-
-Made with {machines}.
-"-dirty": only results/study.jsonl itself was not committed yet. The `program` of every line is that
-of the module today. The same machine gives the same numbers; another processor or number of threads
-rounds differently, and what diverges then differs: reproducible as statistics, not digit by digit.
-"""
-
-
-def report():
-    study = Study()
-    kinds, ten = ("sac", "cql", "bc"), ("last 10", "all")
-    machines = sorted({"{cpu}, {threads} thread, Python {python}, torch {torch}, NumPy {numpy}, "
-                       "gym {gym}, commit {commit}".format(**line) for line in study.lines})
-    text = [HEADER.format(done=len(study.lines), all=len(grid()), machines="; ".join(machines),
-                          drifts=sum("outside" in line for line in study.lines))]
-    shown = [data for data in DATA if study.get(data, "cql")]
-
-    def regime(title, function, digits=0, who=kinds, **more):
-        rows = [[data, f"{study.values(data, 'cql', lambda x: x['coverage']).mean():.1f}",
-                 f"{study.values(data, 'cql', lambda x: x['data mean']).mean():.0f}",
-                 *(f(data) for f in more.values()),
-                 *(spread(study.values(data, kind, function), digits) for kind in who)]
-                for data in shown]
-        return [f"## {title}\n", table(["data", "coverage", "data's mean", *more, *who], rows)]
-
-    text.append("![Every student against its teacher](study.png)\n")
-    text += regime("The regime map: outcome", outcome, seeds=lambda d: " / ".join(
-        f"{len(study.get(d, kind))}" for kind in kinds),
-                   teacher=lambda d: spread(np.array([outcome(study.teachers[s])
-                                                      for s in study.get(d, "cql")])))
-    text += regime("The final 100 episodes", lambda x: x["return"])
-    text += regime("Drift, in % of the steps", drift, 1, seeds=lambda data: " / ".join(
-        f"{len(study.values(data, kind, drift))}" for kind in kinds))
-    text += regime("Contrast at update 4,000", lambda x: at(x, 4000, 4), 2, kinds[:2])
-    text += regime("Contrast at the end", lambda x: x["tests"][-1][4], 2, kinds[:2])
-    text += regime("Promised at the final episodes' start", lambda x: x["promised"], 1, kinds[:2])
-    text += regime("Delivered there, 100 at most", lambda x: x["delivered"], 1, kinds[:2])
-    text += regime("Excess of the promise, like with like", excess, 1, kinds[:2])
-    text += regime("Temperature at the end", lambda x: x["temperature"], 3, kinds[:2])
-
-    for data in ten:
-        rows = []
-        for name in [name for which, name in study.groups if which == data]:
-            values = study.values(data, name)
-            low, high = interval(values)
-            rows.append([name, len(values), spread(values),
-                         f"{low:.0f} to {high:.0f}" if len(values) == 10 else "–",
-                         spread(study.to_teacher(data, name)),
-                         spread(study.values(data, name, lambda x: x["return"])),
-                         spread(study.values(data, name, excess), 1),
-                         f"{study.values(data, name, lambda x: x['minutes']).mean():.1f}"])
-        text += [f"## All students of {data}\n", table(
-            ["student", "seeds", "outcome", "95 %", "minus its teacher's", "final 100 episodes",
-             "excess", "minutes"], rows)]
-
-    rows = [[name, len(some), spread(np.array([*map(outcome, some.values())])),
-             spread(np.array([x["return"] for x in some.values()])),
-             spread(np.array([x["data mean"] for x in some.values()]))]
-            for name, some in (("corrected", study.teachers), ("as printed", study.printed))
-            if some]
-    text += ["## Teachers\n", table(
-        ["teacher", "seeds", "outcome", "final 100 episodes", "its data's mean"], rows)]
-    if study.again:
-        rows = [[line["student"], f"{outcome(line):,.0f}", f"{line['return']:,.0f}"]
-                for line in [study.get("last 10", "cql")[3], *study.again]]
-        text += ["## Other students of seed 3's last 10 episodes: luck of the data or the run?\n",
-                 table(["student's seed", "outcome", "final 100 episodes"], rows)]
-    text += answers(study)
-    (RESULTS / "study.md").write_text("\n".join(text) + "\n")
-    for draw in (draw_last10, draw_students, draw_regimes):
-        draw(study)
-    print(f"{RESULTS / 'study.md'} and three figures, from {len(study.lines)} cells")
-
-
-def answers(study):
-    """The sentences and tables that README's verdicts rest on."""
-    kinds, rows, moments = ("sac", "cql", "bc"), [], []
-    for data in [data for data in DATA if study.get(data, "cql")]:
-        groups = [[*study.get(data, kind).values()] for kind in kinds]
-        rows.append([data, *(study.pairs((data, "cql"), (data, other)) for other in ("sac", "bc")),
-                     *(count([x["return"] > x["data mean"] for x in lines]) for lines in groups),
-                     *(count(study.to_teacher(data, kind) > -25) for kind in kinds)])
-        when = [[f(x) for x in groups[0]] for f in (lost, above_100)]
-        moments.append([data, *(", ".join("never" if x is None else f"{x:,}" for x in some)
-                                for some in when)])
-    yield "## Where which student wins\n"
-    yield table(["data", "cql minus sac", "cql minus bc", *(f"{x} above its data" for x in kinds),
-                 *(f"{x} near its teacher" for x in kinds)], rows)
-    yield ("Above its data: the final 100 episodes against the data's mean, which has other starts."
-           "\nNear: less than 25 below its teacher, on the same starts.\n")
-    yield "## When sac fails, seed by seed\n"
-    yield table(["data", "return below the untrained student's for good from update",
-                 "promise above 100 from update"], moments)
-    yield 'By seed. "Never" is no success: a failing return may stay near the untrained one.\n'
-    yield "## More of what is asked\n"
-    for other, name in itertools.product(("bc", "cql"), ("cql", "sac")):
-        yield (f"- last tenth: {other} on the last 10 minus {name} on all: "
-               f"{study.pairs(('last 10', other), ('all', name))}")
-    for data, name in [("all", "cql as printed"), *itertools.product(
-            ("last 10", "all"), ("cql, weight 0.2", "cql, weight 1"))]:
-        yield f"- {data}: cql minus {name}: {study.pairs((data, 'cql'), (data, name))}"
-    for data, name in itertools.product(("last 10", "all"), ("cql", "sac")):
-        lines = study.get(data, name).values()
-        yield (f"- {data}, {name}: promises more than it delivers in the final episodes, like with "
-               f"like: {count([excess(x) > 0 for x in lines])} seeds")
-    # a critic that starts at 0 and follows its target, which moves by 0.005 of a hundredth
-    # (1 - 0.99) of the distance an update, has 1 - exp(-t / 20,000) of the way behind it
-    for name, update in itertools.product(("sac", "cql"), (10_000, 20_000, 40_000)):
-        share = study.values("all", name, lambda x: at(x, update, 2) / (
-            at(x, update, 3) + x["entropy bonus"]))
-        if len(share):
-            yield (f"- all, {name}: at update {update:,} the promise is {spread(share, 2)} of the "
-                   f"delivery; a critic that only warms up has "
-                   f"{1 - math.exp(-update / 20_000):.2f}")
-
-
-def readme(study):
-    """The figures as README has them in "What the page says"; a test compares them."""
-    def gain(data, name):
-        return f"{round(iqm(study.to_teacher(data, name))):+,}"
-
-    def seeds(data, name="cql"):
-        return len(study.get(data, name))
-
-    def better(one, other):
-        return f"{count(study.minus(one, other) > 0)} seeds"
-
-    def measured(data, name, function):
-        return f"{iqm(study.values(data, name, function)):,.0f}"
-
-    yield f"{len(study.lines)} of {len(grid())} planned runs are done"
-    yield f"On the last 85 alone it reaches {outcome(study.get('last 85', 'cql')[0]):.0f}"
-    yield f"sac fails on narrow data, on {count(study.to_teacher('last 10', 'sac') < -800)} seeds"
-    yield ", ".join(f"{data}: {gain(data, 'sac')} ({seeds(data, 'sac')})"
-                    for data in ("last 10", "random 20"))
-    yield (f"steps that the last 40 lack: cql {measured('last 40', 'cql', drift)} %, "
-           f"bc {measured('last 40', 'bc', drift)} %, "
-           f"sac {measured('last 40', 'sac', drift)} % "
-           f"({len(study.values('last 40', 'sac', drift))})")
-    early = (iqm(study.values("last 10", x, lambda x: at(x, 4000, 4))) for x in ("cql", "sac"))
-    yield "at update 4,000 by: cql {:.1f}, sac {:.2f};".format(*early)
-    passed = [at(x, 4000, 2) > at(x, 4000, 3) for x in study.get("last 10", "sac").values()]
-    yield f"its promise passes its delivery by update 4,000 on {count(passed)}"
-    mixed = [measured("random 10 + last 10", x, lambda x: x["return"]) for x in ("cql", "sac")]
-    yield "final 100 episodes, return: cql {}, sac {} |".format(*mixed)
-    below = [outcome(x) < outcome(study.teachers[seed]) for seed, x in study.printed.items()]
-    yield f"teachers end below the corrected ones on {count(below)} seeds"
-    for what in ("last 10", "all", "random 10 + last 10"):
-        other = "bc" if what == "last 10" else "sac"
-        yield f"{what}: cql {gain(what, 'cql')}, {other} {gain(what, other)} ({seeds(what)})"
-    yield f"cql below sac on {better(('all', 'sac'), ('all', 'cql'))}"
-    above = [x["return"] > x["data mean"] for x in study.get("random 20", "cql").values()]
-    yield f"cql exceeds it on {count(above)} seeds"
-    means = (measured("random 20", *x) for x in (("cql", lambda x: x["return"]), (
-        "sac", lambda x: x["return"]), ("cql", lambda x: x["data mean"])))
-    yield "return: cql {}, sac {}, the data {} ({})".format(*means, seeds("random 20"))
-    worst = [min(x["return"] for x in some.values()) for some in (study.printed, study.teachers)]
-    yield "as printed {:,.0f}, corrected {:,.0f} ({})".format(*worst, len(study.printed))
-    yield f"cql minus cql as printed: {study.pairs(('all', 'cql'), ('all', 'cql as printed'))}"
-    for data in ("last 10", "all"):
-        less = [study.to_teacher(data, f"cql, weight {w}") for w in ("0.2", "1")]
-        less += [study.to_teacher(data, "cql")[:len(less[1])]]                      # the same seeds
-        yield "{}: weight 0.2 {:+,}, 1 {:+,}, 5 {:+,} (same {})".format(
-            data, *(round(iqm(x)) for x in less), len(less[1]))
-        if data == "last 10":
-            yield f"0.2 fails on {count(less[0] < -100)} seeds"
-    over = [study.minus(("last 85", "cql"), ("last 85", name)) for name in ("bc", "sac")]
-    yield f"cql beats both on {count(np.minimum(*over) > 0)} seeds, bc by {iqm(over[0]):.0f}"
-    yield f"do not save sac ({gain('last 85', 'sac')}, {seeds('last 85', 'sac')} seeds)"
-    yield f"cql beats bc on {better(('2,000 rows', 'cql'), ('2,000 rows', 'bc'))}"
-    yield (f"sac, which fails or not, on "
-           f"{count(study.minus(('2,000 rows', 'cql'), ('2,000 rows', 'sac')) > 0)}")
-    yield f"beats cql on all ({better(('last 10', 'bc'), ('all', 'cql'))})"
-    low = min(study.get("last 10", "cql").values(), key=lambda line: line["promised"])
-    yield (f"falls to {low['promised']:,.0f} for a student whose outcome is "
-           f"{round(study.gain(low)):+,}")
-    again = sorted(study.gain(line) for line in study.again)
-    yield f"{len(again)} other cql students of them end {-again[-1]:.0f} to {-again[0]:.0f} below"
-
-
-COLOURS = {"sac": "C3", "cql": "C0", "bc": "C2", "cql as printed": "C4"}
-
-
-def figure(width, height):
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=100, layout="constrained")
-
-
-def draw_last10(study):
-    """Sac and cql on the last 10 episodes: return minus the teacher's, promise and delivery; thick
-    the IQM, with its band for 10 seeds, thin every seed."""
-    picture = figure(13, 5)
-    left, right = picture.subplots(1, 2)
-
-    def curves(axes, name, values, label, style="-"):
-        updates, colour = 2000 * np.arange(len(values[0])), COLOURS[name]       # the last: 49,999
-        axes.plot(updates, np.transpose(values), style, color=colour, lw=0.5, alpha=0.5)
-        axes.plot(updates, iqm(np.transpose(values)), style, color=colour, lw=2, label=label)
-        if len(values) == 10:
-            low, high = np.transpose([interval(x) for x in np.transpose(values)])
-            axes.fill_between(updates, low, high, color=colour, alpha=0.2, lw=0)
-
-    for name in ("sac", "cql"):
-        group = study.get("last 10", name)
-        tests = {seed: np.array(line["tests"]) for seed, line in group.items()}
-        curves(left, name, [x[:, 1] - outcome(study.teachers[seed]) for seed, x in tests.items()],
-               f"{name}, {len(group)} seeds")
-        for column, style, what in ((2, "-", "promised"), (3, "--", "delivered")):
-            curves(right, name, [x[:, column] for x in tests.values()], f"{name} {what}", style)
-        out = sorted(x[-1, 2] for x in tests.values() if not -50 <= x[-1, 2] <= 150)
-        if out:
-            right.text(0.98, 0.97 if name == "sac" else 0.03, ha="right", transform=right.transAxes,
-                       s=f"{name} seeds off the axis promise at the end\n" + ", ".join(
-                           f"{x:,.0f}" for x in out), va="top" if name == "sac" else "bottom",
-                       fontsize="small", color=COLOURS[name], bbox={"color": "w", "alpha": 0.8})
-    data = study.values("last 10", "cql", study.data_gain).mean()
-    for value, colour, label in (
-            (0, "k", "its teacher"), (iqm(study.to_teacher("last 10", "bc")), COLOURS["bc"], "bc"),
-            (data, "0.5", "the data (other starts)")):
-        left.axhline(value, color=colour, ls="--", lw=1, label=f"{label}: {value:+.0f}")
-    right.axhline(100, color="k", ls="-.", lw=1, label="the most possible")
-    for axes, what, y, function in ((left, "below the untrained student for good", 0.45, lost),
-                                    (right, "promise above 100", 0.13, above_100)):
-        found = [function(line) for line in study.get("last 10", "sac").values()]
-        when = [x for x in found if x is not None]
-        if when:
-            axes.axvline(np.median(when), color=COLOURS["sac"], ls=":", lw=1)
-            axes.text(np.median(when) + 600, y, f"sac: {what}\n{len(when)} of {len(found)} seeds, "
-                      f"from update {np.median(when):,.0f} on (median)", fontsize="small",
-                      transform=axes.get_xaxis_transform(), color=COLOURS["sac"],
-                      bbox={"color": "w", "alpha": 0.8})
-    left.set(title="Return minus the teacher's, 10 episodes from the same starts",
-             xlabel="update", ylabel="return")
-    right.set(title="Promise and delivery", xlabel="update", ylim=(-50, 150),
-              ylabel="discounted sum of (reward + 8) / 8")
-    left.legend(loc="center right", fontsize="small")
-    right.legend(loc="center right", fontsize="small")
-    picture.suptitle("Students of the last 10 episodes; thick: interquartile mean, thin: a seed")
-    picture.savefig(RESULTS / "last10.png")
-
-
-def draw_students(study):
-    """Every seed's outcome minus its teacher's, a panel for each of three datasets."""
-    datas = [data for data in ("last 10", "all", "random 20") if study.get(data, "cql")]
-    names = [[name for which, name in study.groups if which == data] for data in datas]
-    picture = figure(11, 1.2 + 0.34 * sum(map(len, names)))
-    panels = picture.subplots(len(datas), 1, sharex=True, squeeze=False,
-                              height_ratios=[*map(len, names)])[:, 0]
-    for axes, data, some in zip(panels, datas, names):
-        for y, name in enumerate(some):
-            values, colour = study.to_teacher(data, name), COLOURS.get(name, "C7")
-            spots = y + np.linspace(-0.2, 0.2, len(values) + 2)[1:-1]
-            axes.plot(values, spots, "o", color=colour, ms=5, alpha=0.5)
-            if len(values) > 2:
-                axes.plot(iqm(values), y, "|", color=colour, ms=16, mew=3)
-        axes.axvline(0, color="k", ls=":", lw=1)
-        axes.set_xscale("symlog", linthresh=20)
-        axes.set(ylim=(len(some) - 0.4, -0.6), yticks=range(len(some)), title=f"Data: {data}",
-                 yticklabels=[f"{name} ({len(study.get(data, name))})" for name in some])
-        axes.grid(axis="x", alpha=0.3)
-    ticks = [-1000, -300, -100, -20, 0, 20]
-    panels[-1].set(xlabel="outcome minus the teacher's, same starts (logarithmic beyond 20)",
-                   xticks=ticks, xticklabels=ticks)
-    picture.suptitle("Dot: a seed; bar: interquartile mean of 3 seeds and more; in brackets: seeds")
-    picture.savefig(RESULTS / "study.png")
-
-
-def draw_regimes(study):
-    """Outcome minus the teacher's against coverage, a dot for each seed; a line joins the IQMs
-    of the last 5 to 85. The students of a dataset are 0.04 apart: dots do not hide others."""
-    picture = figure(12, 6.5)
-    axes = picture.subplots()
-    marks = dict(zip(["all", *MIXTURES], "*sD^"))
-    axes.plot([], [], "o", color="0.4", label="last N")
-    for data, mark in marks.items():
-        axes.plot([], [], mark, color="0.4", label=data)
-    axes.plot([], [], "_", color="0.4", ms=12, mew=2, label="mean of the data (minus the\n"
-              "teacher's 100 episodes; other\nstarts: may exceed 0)")
-    for shift, name in ((-0.04, "sac"), (0, "cql"), (0.04, "bc")):
-        middles = []
-        for data in DATA:
-            lines = study.get(data, name).values()
-            points = np.array([(line["coverage"] + shift, study.gain(line)) for line in lines])
-            if len(points):
-                axes.plot(*points.T, marks.get(data, "o"), color=COLOURS[name], alpha=0.5)
-                middles += [(points[:, 0].mean(), iqm(points[:, 1]))] if data in LASTS else []
-        axes.plot(*np.transpose(middles), color=COLOURS[name], alpha=0.5)
-        axes.plot([], [], "o-", color=COLOURS[name], label=name)
-    for data in DATA:
-        axes.plot(study.values(data, "cql", lambda line: line["coverage"]),
-                  study.values(data, "cql", study.data_gain), "_", color="0.4", ms=12)
-    for data in [*LASTS, "all"]:
-        if found := study.get(data, "cql").values():
-            axes.text(np.mean([x["coverage"] for x in found]), 1.01, f"{data} ({len(found)})",
-                      rotation=40, transform=axes.get_xaxis_transform())
-    ticks = [-1500, -1000, -500, -200, -100, -50, 0]
-    axes.set_yscale("symlog", linthresh=50)
-    axes.set(xlabel="coverage: occupied torque bins of 8 in a visited state cell; (n): seeds",
-             ylabel="outcome minus the teacher's (logarithmic below -50; lines: IQM)",
-             ylim=(-1900, 30), yticks=ticks, yticklabels=ticks)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    picture.savefig(RESULTS / "regimes.png")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--report", action="store_true", help="write study.md and the figures")
+    parser.add_argument("--picture", action="store_true",
+                        help="train what torques.png and torques10.png show, and draw them")
     parser.add_argument("--processes", type=int, default=2, help="side by side (%(default)s)")
     parser.add_argument("--same", action="store_true",
                         help="run the cells of results/same.jsonl that this program lacks")
     options = parser.parse_args()
     if options.report:
-        report()
+        import report
+        report.report()
+    elif options.picture:
+        import report
+        report.pictures()
     elif options.same:
         run_same()
     else:

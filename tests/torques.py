@@ -419,38 +419,64 @@ def make_student(kind, rows, seed):
 
 # The picture
 
-PROMISE = {"color": "C3", "lw": 2.5}
-DELIVERY = {"color": "C2", "lw": 2.5, "ls": (0, (3, 1.2))}
-TOO_MUCH = {"color": "C3", "alpha": 0.15, "lw": 0}
-TICK = {"color": "k", "ls": "", "marker": "|", "ms": 13, "mew": 1.3, "alpha": 0.6}
-TRIANGLE = {"color": "C3", "ls": "", "marker": "v", "ms": 11, "mec": "k"}
+TOO_MUCH = {"color": "C3", "alpha": 0.15, "lw": 0, "label": "promised too much"}
 
 
-def panel(axes, agent, rows, state, torques=np.linspace(-2, 2, 41), repeats=16):
-    """Draw one state, [3]: over the torques, the promise (red) and the delivery (green dashes, mean
-    over repeats of the noise), shaded where the promise is higher; below them the torques of the 20
-    nearest rows (ticks), and on the red line the policy's mean torque (triangle). The bonus is not
-    in the green line: it shows what is paid."""
-    same = np.repeat(state.astype(float)[None], repeats, axis=0)                # [repeats, 3]
-    promised, delivered, _ = over_torques(agent, same, torques)                 # [repeats, m]
-    chosen = mean_torque(agent, same[:1])                                       # [1]
-    data = near_torques(rows, same[:1])[0]                                      # [20]
-    promised, delivered = promised[0], delivered.mean(axis=0)                   # [m]
-    axes.fill_between(torques, delivered, promised, where=promised > delivered,
-                      label="promised too much", **TOO_MUCH)
-    axes.plot(torques, promised, label="the critic's promise", **PROMISE)
-    axes.plot(torques, delivered, label="what is delivered", **DELIVERY)
-    axes.plot(chosen, promise(agent, same[:1], chosen), label="the policy's torque", **TRIANGLE)
-    axes.plot(data, np.full(NEAREST, 0.05), transform=axes.get_xaxis_transform(),
-              label="data's torques near this state", **TICK)
+def draw(agents, data, returns, path, title=""):
+    """Write the picture of some agents, a row each, in three states of the data; agents and returns
+    go by the student's name. Returns the figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.9 * len(agents) + 0.8), dpi=100, layout="constrained")
+    every = []
+    for band, (name, agent) in zip(figure.subfigures(len(agents), 1, squeeze=False)[:, 0],
+                                   agents.items()):
+        band.suptitle(f"{name}: return {returns[name]:,.0f}", fontsize=17, weight="bold")
+        states = three_states(data.rows)
+        panels = band.subplots(1, len(states), sharey=True)
+        for axes, (what, state) in zip(panels, states.items()):
+            panel(axes, data, agent, state)
+            degrees = math.degrees(angles(state[None])[0])
+            axes.set_title(f"{what} ({degrees:z.0f}°, {state[2]:z.1f} rad/s)", fontsize=13)
+            axes.set_xlabel("torque now (N m), then its policy", fontsize=12)
+        panels[0].set_ylabel("discounted rewards, 100 at most", fontsize=12)
+        every.extend(panels)
+    low = min(axes.get_ylim()[0] for axes in every)
+    high = max(axes.get_ylim()[1] for axes in every)
+    for axes in every:                          # one scale, and room for what stands at the bottom
+        axes.set_ylim(low - 0.17 * (high - low), high)
+    handles, labels = every[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=12,
+                  columnspacing=1.2)
+    if title:
+        figure.suptitle(title, fontsize=13)
+    figure.savefig(path)
+    return figure
+
+
+def panel(axes, data, agent, state):
+    """The main job's drawing of a state, [3], larger, and shaded where more is promised than
+    delivered. The bonus is not in the line of deliveries: it shows what is paid."""
+    ours.draw_state(axes, data, agent, state)
+    lines = {line.get_label(): line for line in axes.lines}
+    torques, promised = lines["promised"].get_data()
+    delivered = lines["delivered"].get_ydata()
+    promised = np.reshape(promised, -1)
+    axes.fill_between(torques, delivered, promised, where=promised > delivered, interpolate=True,
+                      **TOO_MUCH)
+    for label in ("promised", "delivered"):
+        lines[label].set_linewidth(2.5)
+    for label, size in (("data near here", 12), ("the policy's torque", 11)):
+        lines[label].set_markersize(size)
     axes.set(xlim=(-2.1, 2.1), xticks=[-2, -1, 0, 1, 2])
+    axes.tick_params(labelsize=11)
     axes.grid(alpha=0.3)
 
 
 def three_states(rows):
     """Three states of the data, by name: the one nearest to standing upright, the fastest that
     swings up, and the one nearest to hanging still."""
-    states = rows[:, :3].astype(float)
+    states = rows[:, :3]
     upward = swings(states) & (states[:, 1] * states[:, 2] < 0)       # the angle's size shrinks
     speed = np.where(upward, abs(states[:, 2]), -1)
     upright = position(states) - [1, 0, 0]
@@ -458,36 +484,3 @@ def three_states(rows):
     return {"upright": states[np.linalg.norm(upright, axis=1).argmin()],
             "swinging up": states[speed.argmax()],
             "hanging": states[np.linalg.norm(hanging, axis=1).argmin()]}
-
-
-def draw(agents, rows, returns, path, title=""):
-    """Write the picture of some agents, a row each, in three states of the rows; agents and returns
-    go by the student's name. Returns the figure."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 3.9 * len(agents) + 0.8), dpi=100, layout="constrained")
-    states = three_states(rows)
-    every = []
-    for band, (name, agent) in zip(figure.subfigures(len(agents), 1, squeeze=False)[:, 0],
-                                   agents.items()):
-        band.suptitle(f"{name}: return {returns[name]:,.0f}", fontsize=17, weight="bold")
-        panels = band.subplots(1, len(states), sharey=True)
-        for axes, (what, state) in zip(panels, states.items()):
-            panel(axes, agent, rows, state)
-            degrees = math.degrees(angles(state[None])[0])
-            axes.set_title(f"{what} ({degrees:z.0f}°, {state[2]:z.1f} rad/s)", fontsize=13)
-            axes.set_xlabel("torque (N m)", fontsize=12)
-            axes.tick_params(labelsize=11)
-        panels[0].set_ylabel("discounted rewards, 100 at most", fontsize=12)
-        every.extend(panels)
-    low = min(axes.get_ylim()[0] for axes in every)
-    high = max(axes.get_ylim()[1] for axes in every)
-    for axes in every:                                       # one scale, and room for the ticks
-        axes.set_ylim(low - 0.1 * (high - low), high)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=12,
-                  columnspacing=1.2)
-    if title:
-        figure.suptitle(title, fontsize=13)
-    figure.savefig(path)
-    return figure
