@@ -647,10 +647,10 @@ def read_agent(path):
 def restore_agent(agent, saved):
     """Put what save_agent wrote into an agent of the same layers."""
     for name, part in saved["state"].items():
-        if torch.is_tensor(part):
-            getattr(agent, name, part).data.copy_(part)
-        elif isinstance(part, dict):
+        if isinstance(part, dict):
             getattr(agent, name).load_state_dict(part)
+        elif torch.is_tensor(part) and hasattr(agent, name):
+            getattr(agent, name).data.copy_(part)
         else:
             setattr(agent, name, part)
     agent.as_printed = saved["as_printed"]

@@ -1,16 +1,17 @@
-"""What a learner does to the classes acts at the next update; accelerate changes no bit of it."""
+"""A learner's first experiments: whatever is edited, set or looked at acts at every update."""
 import copy
 import functools
-import random
+import math
 import sys
 
-import numpy as np
 import pytest
 import torch
 
+import cql_pendulum
 import test_formulas
-from cql_pendulum import CQL, ERRATA, SAC, UserError, accelerate, load_agent, save_agent
-
+from cql_pendulum import (
+    BC, CQL, ERRATA, SAC, Data, UserError, env, load_agent, read_agent, restore_agent, save_agent,
+    train_teacher)
 
 batch = functools.cache(test_formulas.batch)
 
@@ -55,16 +56,27 @@ def twins(make=CQL, updates=3):
 # ---- the networks ----
 
 def test_an_edited_critic_acts_at_the_next_update(monkeypatch):
-    agent, calls = update(SAC(), 0, 2), []
+    """The method of the class replaced, as in a notebook, between two updates."""
+    agent, other = twins()
     forward = SAC.ModelValue.forward
+    monkeypatch.setattr(SAC.ModelValue, "forward", lambda *inputs: 2 * forward(*inputs))
+    update(agent, 3)
+    monkeypatch.undo()
+    assert not same(agent, update(other, 3))
 
-    def counting(self, state, action):
-        calls.append(state.shape)
-        return forward(self, state, action)
 
-    monkeypatch.setattr(SAC.ModelValue, "forward", counting)
-    update(agent, 2, 5)
-    assert calls == 3 * 6 * [(64, 3)]           # two for the target, the loss, the actor
+@pytest.mark.parametrize("method", ["_get_target", "_get_loss_action", "_soft_update"])
+def test_an_edited_method_acts_at_every_update(method):
+    calls = []
+
+    def edited(self, *inputs):
+        calls.append(1)
+        return getattr(SAC, method)(self, *inputs)
+
+    agent = type("Edited", (CQL,), {method: edited})()
+    for k in range(1, 4):
+        update(agent, k)
+        assert len(calls) == k * (2 if method == "_soft_update" else 1)
 
 
 @pytest.mark.parametrize("make", [SAC, CQL])
@@ -82,40 +94,63 @@ class LayerNorm(CQL):
             self.sequential.insert(1, torch.nn.LayerNorm(128))
 
 
-def test_a_layer_norm_in_the_critic_trains():
-    agent = LayerNorm()
-    for critic in (agent.model_value1, agent.model_value2, agent.model_value_next1):
-        before = [p.clone() for p in critic.sequential[1].parameters()]
-        update(agent, 0, 3)
-        assert len(before) == 2
-        assert not any(map(torch.equal, before, critic.sequential[1].parameters()))
+class Wider(CQL):
+    class ModelAction(CQL.ModelAction):
+        def __init__(self):
+            super().__init__()
+            self.fc_state = torch.nn.Sequential(
+                torch.nn.Linear(3, 32), torch.nn.Tanh(), torch.nn.Linear(32, 128), torch.nn.ReLU())
+
+
+@pytest.mark.parametrize("make, name, layers", [
+    (LayerNorm, "model_value1", 4), (LayerNorm, "model_value2", 4),
+    (LayerNorm, "model_value_next1", 4), (Wider, "model_action", 4)])
+def test_every_part_of_another_network_trains(make, name, layers):
+    agent = make()
+    model = getattr(agent, name)
+    before = [p.clone() for p in model.parameters()]
+    update(agent, 0, 3)
+    assert len(before) == 2 * layers
+    assert not any(map(torch.equal, before, model.parameters()))
 
 
 def test_a_replaced_critic_is_the_one_that_is_used():
     agent, other = twins()
+    torch.manual_seed(9)
     other.model_value1 = SAC.ModelValue()
-    seen = []
-    other.model_value1.register_forward_hook(lambda *_: seen.append(1))
+    before = weights(other.model_value1)
     assert not same(update(agent, 3), update(other, 3))
-    assert len(seen) == 2                       # the loss and the actor's
+    assert torch.equal(weights(other.model_value1), before)     # the optimizer has the old one
 
 
+FREE = {"model_value1": "model_value2", "model_value2": "model_action",
+        "model_action": "model_value1"}
+
+
+@pytest.mark.parametrize("trained", [0, 3])
 @pytest.mark.parametrize("make", [SAC, CQL])
-def test_a_frozen_critic_keeps_its_weights(make):
-    agent = make()
-    agent.model_value1.requires_grad_(False)
-    frozen, free = weights(agent.model_value1), weights(agent.model_value2)
-    update(agent, 0, 3)
-    assert torch.equal(weights(agent.model_value1), frozen)
-    assert not torch.equal(weights(agent.model_value2), free)
-
-
-def test_a_critic_frozen_half_way_keeps_its_weights():
-    agent = update(CQL(), 0, 3)
-    agent.model_value1.requires_grad_(False)
-    frozen = weights(agent.model_value1)
+@pytest.mark.parametrize("name", FREE)
+def test_a_frozen_network_keeps_its_weights_and_the_others_learn(name, make, trained):
+    """Frozen from the start, and after three updates have filled Adam's averages."""
+    agent = update(make(), 0, trained)
+    model, other = getattr(agent, name), getattr(agent, FREE[name])
+    model.requires_grad_(False)
+    frozen, free = weights(model), weights(other)
     update(agent, 3, 6)
-    assert torch.equal(weights(agent.model_value1), frozen)
+    assert torch.equal(weights(model), frozen)
+    assert not torch.equal(weights(other), free)
+    model.requires_grad_(True)
+    update(agent, 6, 8)
+    assert not torch.equal(weights(model), frozen)
+
+
+def test_a_frozen_temperature_stays():
+    agent = update(SAC(), 0, 2)
+    agent.alpha.requires_grad_(False)
+    alpha, policy = agent.alpha.item(), weights(agent.model_action)
+    update(agent, 2, 4)
+    assert agent.alpha.item() == alpha
+    assert not torch.equal(weights(agent.model_action), policy)
 
 
 def test_a_forward_hook_acts():
@@ -154,14 +189,47 @@ class Annealed(CQL):
         super().train(*rows)
 
 
+def copy_numbers(agent, other):
+    """Give another agent all numbers of this one; each keeps its class."""
+    vars(other).update(copy.deepcopy(vars(agent)))
+
+
 def test_an_annealed_weight_acts_at_every_update():
     agent, other = Annealed(), CQL()
-    vars(other).update(copy.deepcopy(vars(agent)))
+    copy_numbers(agent, other)
     update(agent, 0, 3)
     assert agent.weight == 0.625
     for k, other.weight in enumerate((2.5, 1.25, 0.625)):
         update(other, k)
     assert same(agent, other)
+
+
+class WarmUp(CQL):
+    """A counter that keeps the weight 0 for the first six losses, that is for three updates."""
+    count = 0
+
+    def _get_loss_value(self, *inputs):
+        self.count += 1
+        self.weight = 0.0 if self.count <= 6 else 5.0
+        return super()._get_loss_value(*inputs)
+
+
+def test_a_counter_in_the_loss_counts_every_loss():
+    agent, other, never = WarmUp(), CQL(weight=0.0), CQL(weight=0.0)
+    copy_numbers(agent, other)
+    copy_numbers(agent, never)
+    other.weight = never.weight = 0.0
+    update(agent, 0, 3), update(other, 0, 3), update(never, 0, 3)
+    assert agent.count == 6 and same_networks(agent, other)
+    other.weight = 5.0
+    update(agent, 3, 6), update(other, 3, 6), update(never, 3, 6)
+    assert agent.count == 12 and same_networks(agent, other)
+    assert not same_networks(agent, never)
+
+
+def same_networks(mine, theirs):
+    return all(torch.equal(weights(getattr(mine, name)), weights(getattr(theirs, name)))
+               for name in test_formulas.NETWORKS)
 
 
 @pytest.mark.parametrize("names", ["jacobian", "sign", "range", [*ERRATA]])
@@ -205,6 +273,13 @@ def test_prints_counters_and_breakpoints_act_at_every_update(make, capsys, monke
     assert [float(words[3]) for words in lines] == [loss.item() for loss in seen]
     assert stops == [*range(8)] and len({loss.item() for loss in seen}) == 8
     assert same(agent, update(other, 0, 4))     # looking changes nothing
+
+
+def test_a_list_of_losses_gets_every_loss():
+    losses = []
+    agent = with_loss(lambda loss, target: losses.append(loss.item()))()
+    update(agent, 0, 50)
+    assert len(losses) == len(set(losses)) == 100
 
 
 def test_a_branch_on_a_tensor_acts():
@@ -275,6 +350,144 @@ def test_another_batch_size_at_each_update(make):
     assert all(x.isfinite().all() for x in numbers(agent))
 
 
+# ---- constants ----
+
+SMALL = [("WEIGHT", 0.5), ("GAMMA", 0.5), ("TAU", 0.5), ("SCALE", 2), ("SAMPLES", 2),
+         ("TARGET_ENTROPY", 3.0), ("TORQUE", 1.0)]
+
+
+@pytest.mark.parametrize("name, value", SMALL[1:])
+def test_a_changed_constant_acts_at_the_next_update(name, value, monkeypatch):
+    agent, other = twins()
+    update(agent, 3)
+    monkeypatch.setattr(cql_pendulum, name, value)
+    assert not same(agent, update(other, 3))
+
+
+def test_a_changed_weight_constant_is_the_next_agents(monkeypatch):
+    old = CQL()
+    monkeypatch.setattr(cql_pendulum, "WEIGHT", 0.5)
+    assert (old.weight, CQL().weight, CQL(weight=2.0).weight) == (5.0, 0.5, 2.0)
+    assert CQL(weight=0).weight == 0
+
+
+def test_a_changed_gamma_is_in_the_target(monkeypatch):
+    agent, (_, _, reward, next_state, _) = SAC(), batch()
+    over = torch.zeros(64, 1, dtype=torch.long)
+    futures = []
+    for gamma in (0.99, 0.5):
+        monkeypatch.setattr(cql_pendulum, "GAMMA", gamma)
+        torch.manual_seed(0)
+        futures.append((agent._get_target(reward, next_state, over) - reward) / gamma)
+    torch.testing.assert_close(*futures, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
+def test_a_changed_tau_is_how_far_the_targets_follow(tau, monkeypatch):
+    monkeypatch.setattr(cql_pendulum, "TAU", tau)
+    agent = SAC()
+    before = weights(agent.model_value_next2)
+    update(agent, 0)
+    expected = (1 - tau) * before + tau * weights(agent.model_value2)
+    torch.testing.assert_close(weights(agent.model_value_next2), expected)
+    assert not torch.equal(weights(agent.model_value2), before)
+
+
+@pytest.mark.parametrize("make", [SAC, CQL, BC])
+def test_a_changed_width_is_every_layers(make, monkeypatch):
+    monkeypatch.setattr(cql_pendulum, "WIDTH", 16)
+    agent = make()
+    assert len(weights(agent.model_action)) == 3 * 16 + 16 + 2 * (16 + 1)
+    assert len(weights(SAC().model_value1)) == 4 * 16 + 16 + 16 * 16 + 16 + 16 + 1
+    before = weights(agent.model_action)
+    update(agent, 0, 2)
+    assert not torch.equal(weights(agent.model_action), before)
+
+
+def test_a_changed_temperature_is_the_next_agents(monkeypatch):
+    assert SAC().alpha.exp().item() == pytest.approx(0.01)
+    monkeypatch.setattr(cql_pendulum, "TEMPERATURE", 0.2)
+    assert SAC().alpha.exp().item() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("name, model, others", [
+    ("LR_VALUE", "model_value2", "model_action"), ("LR_ACTION", "model_action", "model_value2")])
+def test_a_changed_learning_rate_is_the_length_of_adams_first_step(
+        name, model, others, monkeypatch):
+    def step(part):
+        torch.manual_seed(0)
+        agent = SAC()
+        before = weights(getattr(agent, part))
+        return (weights(getattr(update(agent, 0), part)) - before).abs().max().item()
+
+    other_step = step(others)
+    monkeypatch.setattr(cql_pendulum, name, 0.05)
+    assert step(model) == pytest.approx(0.05, rel=1e-2)
+    assert step(others) == pytest.approx(other_step, rel=0.5)
+    assert other_step < 0.01
+
+
+class Still:
+    def get_action(self, state):
+        return 0.0
+
+
+def test_a_changed_batch_is_drawn(monkeypatch):
+    data = Data()
+    data.update_data(Still())
+    for rows in (16, 200):
+        monkeypatch.setattr(cql_pendulum, "BATCH", rows)
+        assert [len(x) for x in data.get_sample()] == [rows] * 5
+        SAC().train(*data.get_sample())
+    monkeypatch.setattr(cql_pendulum, "BATCH", 201)
+    with pytest.raises(ValueError, match="200 rows; a batch draws 201"):
+        data.get_sample()
+
+
+def test_a_changed_capacity_is_how_much_is_kept(monkeypatch):
+    monkeypatch.setattr(cql_pendulum, "CAPACITY", 300)
+    data = Data()
+    sizes = []
+    for _ in range(3):
+        data.update_data(Still())
+        sizes.append(len(data))
+    assert sizes == [200, 300, 300]
+    assert data.rows[:, 9].nonzero()[0].tolist() == [99, 299]      # the newest: half, and whole
+
+
+class NoRun:
+    """A run that tests nothing."""
+
+    def remaining(self, total):
+        return range(total)
+
+    def test(self, step):
+        pass
+
+
+@pytest.mark.parametrize("updates", [1, 7])
+def test_changed_updates_follow_each_episode(updates, monkeypatch):
+    monkeypatch.setattr(cql_pendulum, "UPDATES", updates)
+    losses = []
+    train_teacher(with_loss(lambda loss, _: losses.append(1), SAC)(), Data(), 2, NoRun())
+    assert len(losses) == 2 * 2 * updates
+
+
+def test_a_changed_torque_is_the_policys_and_the_penaltys(monkeypatch):
+    monkeypatch.setattr(cql_pendulum, "TORQUE", 0.5)
+    agent, asked = CQL(), []
+    state, action, _, next_state, _ = batch()
+
+    def q(state, torque):
+        asked.append(torque)
+        return torque
+
+    agent._get_loss_value(q, action, state, action, next_state)
+    torques = asked[0].reshape(64, 16)[:, 1:]
+    assert 0.45 < torques[:, :5].abs().max() <= 0.5 and torques[:, 5:].abs().max() <= 0.5
+    assert all(abs(agent.get_action([1.0, 0.0, 0.0])) <= 0.5 for _ in range(50))
+
+
 # ---- files ----
 
 class Mine(CQL):
@@ -284,102 +497,32 @@ class Mine(CQL):
             self.sequential.append(torch.nn.Linear(1, 1))
 
 
-def test_a_subclass_is_loaded_as_itself(tmp_path):
-    agent = Mine({"sign"}, weight=2.0)
-    update(agent, 0, 3)
-    save_agent(tmp_path / "mine.pt", agent)
-    loaded, _ = load_agent(tmp_path / "mine.pt")
-    assert type(loaded) is Mine and loaded.weight == 2 and loaded.as_printed == {"sign"}
+@pytest.mark.parametrize("make", [SAC, CQL, BC])
+def test_a_saved_agent_is_loaded_and_learns_on_as_if_nothing_had_happened(make, tmp_path):
+    agent = update(make({"sign"}), 0, 3)
+    if make is CQL:
+        agent.weight = 0.3
+    save_agent(tmp_path / "agent.pt", agent)
+    loaded = load_agent(tmp_path / "agent.pt")
+    assert type(loaded) is make and loaded.as_printed == {"sign"}
     assert same(loaded, agent)
     assert same(update(loaded, 3, 6), update(agent, 3, 6))
 
 
-def test_an_unknown_class_is_named(tmp_path):
-    agent = type("Yours", (Mine,), {})()
-    save_agent(tmp_path / "yours.pt", agent)
-    type(agent).__name__ = "Ours"               # the class may live on until garbage is collected
-    with pytest.raises(UserError, match="yours.pt: holds a Yours; define or import") as error:
-        load_agent(tmp_path / "yours.pt")
-    assert "\n" not in str(error.value)
+def test_an_agent_of_a_class_of_ones_own_is_restored(tmp_path):
+    agent = Mine({"sign"}, weight=2.0)
+    update(agent, 0, 3)
+    save_agent(str(tmp_path / "mine.pt"), agent)
+    restored = Mine()
+    restore_agent(restored, read_agent(tmp_path / "mine.pt"))
+    assert restored.weight == 2 and restored.as_printed == {"sign"}
+    assert same(restored, agent)
+    assert same(update(restored, 3, 6), update(agent, 3, 6))
+    with pytest.raises(UserError, match="mine.pt"):
+        load_agent(tmp_path / "mine.pt")
 
 
-# ---- accelerate ----
-
-def run(make, train, between=None, updates=12):
-    """The agent after these updates, and what each generator draws next."""
-    torch.manual_seed(1), random.seed(1), np.random.seed(1)
-    agent = make()
-    train = train(agent)
-    for k in range(updates):
-        if between:
-            between(agent, k)
-        train(*batch(seed=k))
-    return agent, (torch.randn(3).tolist(), random.random(), np.random.random())
-
-
-def plainly(agent):
-    return agent.train
-
-
-def accelerated_is_plain(make, capsys, notes=0, between=None, updates=12):
-    """Both ways to the last bit, and this many lines of notice; returns the accelerated agent."""
-    plain, drawn = run(make, plainly, between, updates)
-    assert capsys.readouterr().err == ""
-    fast, drawn_too = run(make, accelerate, between, updates)
-    lines = capsys.readouterr().err.splitlines()
-    assert same(plain, fast)
-    assert drawn == drawn_too
-    assert len(lines) == notes and all(line.startswith("note: ") for line in lines), lines
-    assert vars(plain).keys() == vars(fast).keys()
-    return fast
-
-
-@pytest.mark.parametrize("make, names", [
-    (SAC, []), (SAC, [*ERRATA]), (CQL, []), (CQL, ["jacobian"]), (CQL, ["sign"]), (CQL, ["range"]),
-    (CQL, [*ERRATA])])
-def test_forty_accelerated_updates_are_the_plain_ones(make, names, capsys):
-    accelerated_is_plain(lambda: make(names), capsys, updates=40)
-
-
-def test_an_accelerated_update_runs_without_python_until_something_changes(capsys):
-    seen = []
-    agent = with_loss(lambda *_: seen.append(1))()
-    train = accelerate(agent)
-    train(*batch())
-    recorded = len(seen)
-    for k in range(3):
-        train(*batch(seed=k))
-    assert recorded > 0 and len(seen) == recorded
-    train(*batch(7))
-    assert len(seen) == recorded + 2
-    train(*batch())
-    assert len(seen) == recorded + 2
-    agent.weight = 0
-    train(*batch())
-    assert len(seen) == recorded + 4
-    assert capsys.readouterr().err == ""
-
-
-def draws_from_random(loss, target):
-    return loss * random.random()
-
-
-def draws_from_numpy(loss, target):
-    return loss * np.random.random()
-
-
-def uses_item(loss, target):
-    return loss / max(1.0, target.mean().abs().item())
-
-
-def branches(loss, target):
-    return loss / 2 if (loss > 50).any() else loss
-
-
-@pytest.mark.parametrize("look", [draws_from_random, draws_from_numpy, uses_item, branches])
-def test_a_loss_that_cannot_be_recorded_runs_plain_after_a_notice(look, capsys):
-    accelerated_is_plain(with_loss(look, SAC), capsys, notes=1)
-
+# ---- classes of one's own ----
 
 class KeepsLoss(SAC):
     def _get_loss_value(self, *inputs):
@@ -387,16 +530,52 @@ class KeepsLoss(SAC):
         return self.last
 
 
-class CountsCalls(SAC):
-    calls = 0
+def test_a_kept_loss_is_the_last_updates():
+    agent, losses = KeepsLoss(), []
+    for k in range(3):
+        update(agent, k)
+        losses.append(agent.last.item())
+    assert len(set(losses)) == 3
 
-    def _get_loss_value(self, *inputs):
-        self.calls += 1
-        return super()._get_loss_value(*inputs)
+
+def test_a_kept_loss_does_not_stop_a_file(tmp_path):
+    """A tensor, a list and a number that a learner keeps on the agent."""
+    agent = KeepsLoss()
+    agent.losses, agent.count = [], 0
+    update(agent, 0, 2)
+    agent.losses.append(agent.last.item())
+    agent.count += 2
+    save_agent(tmp_path / "agent.pt", agent)
+    restored = KeepsLoss()
+    restore_agent(restored, read_agent(tmp_path / "agent.pt"))
+    assert restored.count == 2
+    assert same(update(restored, 2, 4), update(agent, 2, 4))
 
 
-class LayerNormSAC(SAC):
-    ModelValue = LayerNorm.ModelValue
+class Deeper(SAC.ModelAction):
+    """One more layer: the policy's network edited in one place."""
+
+    def __init__(self):
+        super().__init__()
+        self.extra = torch.nn.Linear(3, 3)
+
+    def gaussian(self, state, n=1):
+        return super().gaussian(torch.tanh(self.extra(state)), n)
+
+
+@pytest.mark.parametrize("make", [SAC, CQL, BC])
+def test_a_policy_edited_in_one_place_acts_everywhere(make):
+    """Its new layer learns, and the torques depend on it."""
+    agent = type("Mine", (make,), {"ModelAction": Deeper})()
+    before = weights(agent.model_action.extra)
+    update(agent, 0, 2)
+    assert (weights(agent.model_action.extra) != before).all()
+    state = [1.0, 0.0, 0.5]
+    torch.manual_seed(0)
+    torque = agent.get_action(state)
+    agent.model_action.extra.bias.data.add_(1)
+    torch.manual_seed(0)
+    assert agent.get_action(state) != torque
 
 
 class BatchNorm(SAC):
@@ -406,6 +585,15 @@ class BatchNorm(SAC):
             self.sequential.insert(1, torch.nn.BatchNorm1d(128))
 
 
+def test_a_batch_norm_follows_every_batch():
+    agent = BatchNorm()
+    means = [agent.model_value1.sequential[1].running_mean.clone()]
+    for k in range(3):
+        update(agent, k)
+        means.append(agent.model_value1.sequential[1].running_mean.clone())
+    assert not any(map(torch.equal, means[:-1], means[1:]))
+
+
 class Dropout(SAC):
     class ModelValue(SAC.ModelValue):
         def __init__(self):
@@ -413,146 +601,66 @@ class Dropout(SAC):
             self.sequential.insert(2, torch.nn.Dropout(0.1))
 
 
-class DefaultAdam(SAC):
-    def __init__(self):
-        super().__init__()
-        self.optimizer_value = torch.optim.Adam(critics(self), lr=3e-3)
-        actions = [*self.model_action.parameters(), self.alpha]
-        self.optimizer_action = torch.optim.Adam(actions, lr=3e-4)
+def test_dropout_drops_and_can_be_put_to_rest():
+    agent, (state, action, *_) = update(Dropout(), 0, 3), batch()
+    value = agent.model_value1
+    assert not torch.equal(value(state, action), value(state, action))
+    value.eval()
+    assert torch.equal(value(state, action), value(state, action))
 
 
-class Scheduled(SAC):
-    def __init__(self):
-        super().__init__()
-        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer_value, 2, gamma=0.5)
+class ClippedOptimizer(torch.optim.SGD):
+    """Clips the gradient's norm before each step."""
 
-    def train(self, *rows):
-        super().train(*rows)
-        self.scheduler.step()
-
-
-class Clipped(SAC):
-    def train(self, state, action, reward, next_state, over):
-        self._backward_value(state, action, reward, next_state, over)
-        torch.nn.utils.clip_grad_norm_(critics(self), 0.5)
-        self.optimizer_value.step()
-        self._backward_action(state)
-        torch.nn.utils.clip_grad_norm_(self.model_action.parameters(), 0.01)
-        self.optimizer_action.step()
-        self._soft_update(self.model_value1, self.model_value_next1)
-        self._soft_update(self.model_value2, self.model_value_next2)
+    def step(self):
+        parameters = self.param_groups[0]["params"]
+        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+        return super().step()
 
 
-class Replaced(SAC):
-    """One critic is new after the optimizer was made: it never learns."""
-
-    def __init__(self):
-        super().__init__()
-        self.model_value1 = self.ModelValue()
-
-
-class FrozenCritic(SAC):
-    def __init__(self):
-        super().__init__()
-        self.model_value2.requires_grad_(False)
+def test_clipped_gradients_bound_the_step():
+    agent = CQL()
+    agent.optimizer_value = ClippedOptimizer(critics(agent), lr=1.0)
+    before = torch.cat([weights(agent.model_value1), weights(agent.model_value2)])
+    update(agent, 0)
+    after = torch.cat([weights(agent.model_value1), weights(agent.model_value2)])
+    assert (after - before).norm().item() == pytest.approx(0.5, rel=1e-3)
 
 
-@pytest.mark.parametrize("make, notes", [
-    (LayerNormSAC, 1), (BatchNorm, 1), (Dropout, 0), (DefaultAdam, 0), (Scheduled, 0),
-    (Clipped, 0), (Replaced, 0), (FrozenCritic, 0), (Annealed, 1), (KeepsLoss, 1),
-    (CountsCalls, 1)])
-def test_an_edited_class_accelerates_or_says_so(make, notes, capsys):
-    """torch 2.13's recorder knows no normalizations: these run plain."""
-    accelerated_is_plain(make, capsys, notes)
+def test_a_method_set_on_one_agent_acts_at_once():
+    agent, other = twins()
+    other._get_loss_value = lambda *inputs: 0 * SAC._get_loss_value(other, *inputs)
+    other.optimizer_value = torch.optim.SGD(critics(other), lr=1.0)
+    before = weights(other.model_value1)
+    update(agent, 3), update(other, 3)
+    assert torch.equal(weights(other.model_value1), before)
+    assert not torch.equal(weights(agent.model_value1), before)
 
 
-def annealed_weight(agent, k):
-    agent.weight = agent.weight if k < 4 else agent.weight * 0.5 if k < 8 else 0
+def test_a_shaped_reward_acts():
+    """A learner's own train that changes the batch."""
+    class Halved(SAC):
+        def train(self, state, action, reward, next_state, over):
+            super().train(state, action, reward / 2, next_state, over)
 
-
-def another_critic(agent, k):
-    if k == 4:
-        agent.model_value1 = copy.deepcopy(agent.model_value2)
-        agent.optimizer_value = torch.optim.SGD(critics(agent), lr=1e-3)
-
-
-def other_errata(agent, k):
-    if k == 4:
-        agent.as_printed = set(ERRATA)
-
-
-def another_learning_rate(agent, k):
-    agent.optimizer_value.param_groups[0]["lr"] = 1e-3 / (1 + k)
-
-
-class Scaled(SAC):
-    factor = 1.0
-
-    def _get_loss_value(self, *inputs):
-        return self.factor * super()._get_loss_value(*inputs)
-
-
-def covered_class_attribute(agent, k):
-    if k == 4:
-        agent.factor = 0.5
-
-
-def another_method(agent, k):
-    if k == 4:
-        agent._get_loss_value = lambda *inputs: 2 * SAC._get_loss_value(agent, *inputs)
-
-
-@pytest.mark.parametrize("make, between", [
-    (CQL, annealed_weight), (SAC, another_critic), (SAC, other_errata),
-    (SAC, another_learning_rate), (Scaled, covered_class_attribute), (SAC, another_method)])
-def test_a_change_half_way_acts_at_once(make, between, capsys):
-    fast = accelerated_is_plain(make, capsys, between=between)
-    untouched, _ = run(make, plainly)
-    assert not torch.equal(weights(fast.model_value1), weights(untouched.model_value1))
-
-
-class LateLoss(SAC):
-    """Halves its critics' loss from the sixth update on, by an attribute that train sets."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.factor = [], 1.0
-
-    def train(self, *rows):
-        self.seen.append(1)
-        if len(self.seen) == 6:
-            self.factor = 0.5
-        super().train(*rows)
-
-    def _get_loss_value(self, *inputs):
-        return self.factor * super()._get_loss_value(*inputs)
-
-
-def test_an_attribute_that_train_changes_acts_at_that_update(capsys):
-    accelerated_is_plain(LateLoss, capsys)
-
-
-def test_batches_of_other_sizes_run_plain(capsys):
-    def in_parts(train):
-        return lambda agent: lambda *rows: [step(*(x[:b] for x in rows)) for step in [train(agent)]
-                                            for b in (64, 7, 64, 1, 33)]
-
-    fast, plain = (run(SAC, in_parts(train), updates=1) for train in (accelerate, plainly))
-    assert same(fast[0], plain[0]) and fast[1] == plain[1]
-    assert capsys.readouterr().err == ""
-
-
-def test_an_accelerated_agent_refuses_a_wrong_batch_and_its_copy_is_its_own():
-    agent = SAC()
-    train = accelerate(agent)
-    train(*batch())
-    other, kept = copy.deepcopy(agent), set(vars(agent))
-    with pytest.raises(ValueError, match="a batch is finite"):
-        train(*(torch.full_like(x, torch.nan) if x.is_floating_point() else x for x in batch()))
-    assert same(agent, other) and set(vars(agent)) == kept
-    torch.manual_seed(2)
-    train(*batch())
-    assert not same(agent, other)
-    torch.manual_seed(2)
-    other.train(*batch())
+    agent, other = Halved(), SAC()
+    copy_numbers(agent, other)
+    state, action, reward, next_state, over = batch()
+    torch.manual_seed(0)
+    agent.train(state, action, reward, next_state, over)
+    torch.manual_seed(0)
+    other.train(state, action, reward / 2, next_state, over)
     assert same(agent, other)
+
+
+def test_an_agent_of_ones_own_fills_the_data_and_is_tested():
+    class Swing(SAC):
+        def get_action(self, state):
+            return math.copysign(2.0, state[2])
+
+    agent, data = Swing(), Data()
+    env.reset(seed=1)
+    data.update_data(agent)
+    env.reset(seed=1)
+    assert set(data.rows[:, 3].tolist()) == {-2.0, 2.0}
+    assert agent.test(play=False) == pytest.approx(float(data.rows[:, 4].sum()), rel=1e-4)
