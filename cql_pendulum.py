@@ -411,7 +411,7 @@ def parse_options(argv):
     add("--play", type=pathlib.Path, metavar="FILE", help="animate an episode of a saved agent")
     options = parser.parse_args(argv)
 
-    given = {name for name, x in vars(options).items() if x != parser.get_default(name)}
+    given = {word.split("=")[0].strip("-") for word in argv if word.startswith("--")}
     if options.resume and given != {"resume"}:
         parser.error("--resume has the options of that run; leave out all others")
     if options.play and given - {"play", "seed"}:
@@ -478,7 +478,7 @@ def open_run(options, argv):
         data = choose_episodes(data, options)
     out = options.out
     k = 1
-    while out is None or (out.exists() and not options.out):
+    while not options.out and (out is None or out.exists()):
         out = pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}")
         k += 1
     try:
@@ -501,13 +501,13 @@ class Run:
     def __init__(self, out, seed):
         self.out, self.seed = out, seed
         self.stage = "teacher"
-        self.saved = {}
-        self.log = []                   # a dict for each test
-        if out and (out / "dataset.npz").exists():
-            self.stage = "student"
+        self.saved, self.log = {}, []   # the checkpoint; a dict for each test
         if out and (out / "checkpoint.pt").exists():
             self.saved = read_agent(out / "checkpoint.pt")
-            self.log = self.saved["log"]
+            with reading(out / "checkpoint.pt"):
+                self.log, self.stage = self.saved["log"], self.saved["stage"]
+        if out and (out / "dataset.npz").exists():
+            self.stage = "student"
 
     def begin(self, stage, agent, data):
         """Start a stage with a new agent, or go on with it: agent, data and all chance then become
@@ -618,7 +618,7 @@ def save_agent(path, agent, **more):
             learned += part.parameters()
         if hasattr(part, "state_dict"):
             state[name] = part.state_dict()
-        elif torch.is_tensor(part) or type(part) in (int, float):
+        elif torch.is_tensor(part) or type(part) in (int, float, bool, str):
             state[name] = part
     if not all(x.isfinite().all() for x in learned):
         raise UserError(f"{path}: not written, the agent is NaN or infinite; an earlier one stays. "
@@ -697,7 +697,7 @@ def save_dataset(path, data):
 def load_dataset(path, as_printed=()):
     """The Data in an npz file like save_dataset's; UserError where it is not of this Pendulum."""
     data = Data(as_printed)
-    with reading(path):
+    with reading(path), np.errstate(over="ignore"):
         file = np.load(read_zip(path), allow_pickle=False)
         if any(name.endswith("data.pkl") for name in file.files):
             raise UserError("is an agent, not a dataset")
@@ -723,11 +723,11 @@ def check_pendulum(path, data):
     arrays = arrays_of(data.rows)
     state, torque = data.rows[:, :3].astype(float), data.rows[:, 3].astype(float)
     reward, next_state = pendulum(state, torque)
-    right = np.column_stack([                           # [n, 4]; float32 rounds to 1e-5
-        np.isclose(np.hypot(state[:, 0], state[:, 1]), 1, atol=1e-4),
-        abs(torque) <= 2,
+    right = np.column_stack([                           # [n, 5]; float32 rounds to 1e-5
+        np.isclose(np.hypot(state[:, 0], state[:, 1]), 1, atol=1e-4), abs(torque) <= 2,
         np.isclose(arrays["rewards"], reward, atol=1e-4),
-        np.isclose(arrays["next_observations"], next_state, atol=1e-4).all(axis=1)])
+        np.isclose(arrays["next_observations"], next_state, atol=1e-4).all(axis=1),
+        ~arrays["terminals"]])                          # a time limit belongs in timeouts
     if not right.all():
         row = right.all(axis=1).argmin()
         name = [*arrays][right[row].argmin()]
