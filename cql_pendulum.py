@@ -297,8 +297,7 @@ class CQL(SAC):
     def _get_loss_value(self, model_value, target, state, action, next_state):
         """SAC's loss of one critic, and weight times the penalty: logsumexp of Q over 15 torques
         minus Q of the data's torque, a scalar (CQL, equation 4). The logsumexp estimates the log
-        of the integral of exp(Q) over all torques; that it sums 15 terms where an estimate would
-        take their mean adds the constant log 15."""
+        of the integral of exp(Q) over all torques, plus log 15 since it sums 15: a constant."""
         # Page: (-1, 1), which leaves half of the torques out of the penalty.
         limit = 1 if "range" in self.as_printed else TORQUE
         rand_action = limit * torch.empty([len(state), SAMPLES]).uniform_(-1, 1)       # [b, 5]
@@ -476,8 +475,7 @@ def open_run(options, argv):
     teacher_needed = not options.dataset and options.last != 0
     if not teacher_needed:
         data = choose_episodes(data, options)
-    out = options.out
-    k = 1
+    out, k = options.out, 1
     while not options.out and (out is None or out.exists()):
         out = pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}")
         k += 1
@@ -595,9 +593,8 @@ def evaluate(agent, seeds):
 
 
 def discounted(rewards):
-    """What [T, episodes] rewards pay in the critics' unit, [episodes]: the sum of 0.99^t times
-    (reward + 8) / 8, and after the T steps 0.99^T / (1 - 0.99) times the mean of the last 20, as if
-    the end lasted; at most 1 / (1 - 0.99) = 100."""
+    """What rewards, [T, n], deliver in the critics' unit, [n]: the discounted sum of (reward + 8) / 8
+    with a tail as if the mean of the last 20 went on for ever; at most 1 / (1 - 0.99) = 100."""
     scaled = (rewards + SCALE) / SCALE
     tail = GAMMA ** len(rewards) / (1 - GAMMA) * scaled[-20:].mean(axis=0)
     return GAMMA ** np.arange(len(rewards)) @ scaled + tail
@@ -623,9 +620,11 @@ def save_agent(path, agent, **more):
     if not all(x.isfinite().all() for x in learned):
         raise UserError(f"{path}: not written, the agent is NaN or infinite; an earlier one stays. "
                         f"Try another --seed or a smaller --weight")
+    content = io.BytesIO()                      # torch's own writer hides what a full disk says
+    torch.save({"class": type(agent).__name__, "as_printed": sorted(agent.as_printed),
+                "state": state, **more}, content)
     with whole_file(path) as file:
-        torch.save({"class": type(agent).__name__, "as_printed": sorted(agent.as_printed),
-                    "state": state, **more}, file)
+        file.write(content.getvalue())
 
 
 def load_agent(path):
@@ -664,7 +663,7 @@ def choose_episodes(data, options):
     last = len(found) if options.last is None else options.last
     if last > len(found):
         raise UserError(f"--last {last}: the data has {len(found)} episodes")
-    chosen = Data(data.as_printed)
+    chosen = Data()
     random_agent = types.SimpleNamespace(get_action=lambda state: random.uniform(-TORQUE, TORQUE))
     seed_everything(options.seed)
     for _ in range(options.random):
@@ -724,7 +723,8 @@ def check_pendulum(path, data):
     state, torque = data.rows[:, :3].astype(float), data.rows[:, 3].astype(float)
     reward, next_state = pendulum(state, torque)
     right = np.column_stack([                           # [n, 5]; float32 rounds to 1e-5
-        np.isclose(np.hypot(state[:, 0], state[:, 1]), 1, atol=1e-4), abs(torque) <= 2,
+        np.isclose(np.hypot(state[:, 0], state[:, 1]), 1, atol=1e-4) & (abs(state[:, 2]) <= 8),
+        abs(torque) <= 2,
         np.isclose(arrays["rewards"], reward, atol=1e-4),
         np.isclose(arrays["next_observations"], next_state, atol=1e-4).all(axis=1),
         ~arrays["terminals"]])                          # a time limit belongs in timeouts

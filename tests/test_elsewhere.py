@@ -1,4 +1,6 @@
-"""README, "Use the data elsewhere": exactly its lines, run on a real dataset, and read back."""
+"""dataset.npz in other tools, and their datasets here. Copy what you need: each function stands on
+its own, with the names of the files it reads and writes. Rewards are Pendulum's, torques are in
+N m, the time limit is in `timeouts` and never in `terminals`."""
 import re
 
 import numpy as np
@@ -8,50 +10,104 @@ import torch
 import cql_pendulum as ours
 from test_program import TOP, played
 
-SECTION = (TOP / "README.md").read_text().split("## Use the data elsewhere")[1].split("\n## ")[0]
-BLOCKS = {re.search(r"import (d3rlpy|h5py|minari)", block)[1]: block
-          for block in re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)}
+NAMES = ["observations", "actions", "rewards", "next_observations", "terminals", "timeouts"]
+
+
+def write_hdf5(npz, hdf5):
+    """A file like D4RL's."""
+    import h5py
+    with np.load(npz) as data, h5py.File(hdf5, "w") as file:
+        file.update(data)
+
+
+def read_hdf5(hdf5, npz):
+    import h5py
+    with h5py.File(hdf5) as file:
+        np.savez(npz, **{name: file[name][()] for name in NAMES})
+
+
+def write_minari(npz, name):
+    """A local Minari dataset, such as "pendulum/cql-v0"; rows must be whole episodes in order."""
+    import gymnasium
+    import minari
+    data = np.load(npz)
+    ends = np.flatnonzero(data["terminals"] | data["timeouts"]) + 1
+    buffers = []
+    for k, (begin, end) in enumerate(zip([0, *ends[:-1]], ends)):
+        last = data["next_observations"][end - 1:end]
+        buffers.append(minari.data_collector.EpisodeBuffer(
+            id=k, observations=np.concatenate([data["observations"][begin:end], last]),
+            actions=data["actions"][begin:end], rewards=data["rewards"][begin:end],
+            terminations=data["terminals"][begin:end], truncations=data["timeouts"][begin:end]))
+    pendulum = gymnasium.make("Pendulum-v1")
+    minari.create_dataset_from_buffers(
+        name, buffers, observation_space=pendulum.observation_space,
+        action_space=pendulum.action_space)
+
+
+def read_minari(name, npz):
+    import minari
+    parts = []
+    for episode in minari.load_dataset(name):
+        parts.append([episode.observations[:-1], episode.actions,
+                      episode.rewards.astype(np.float32), episode.observations[1:],
+                      episode.terminations, episode.truncations])
+    np.savez(npz, **dict(zip(NAMES, map(np.concatenate, zip(*parts)))))
+
+
+def read_d3rlpy(dataset, npz):
+    """From a d3rlpy dataset. It keeps no state after an episode's last step, so that an episode
+    which the time limit cut loses that step."""
+    parts = []
+    for episode in dataset.episodes:
+        n = len(episode)
+        if not episode.terminated:
+            n = n - 1
+        next_states = np.concatenate([episode.observations[1:], episode.observations[-1:]])
+        end = np.arange(1, n + 1) == n
+        parts.append([episode.observations[:n], episode.actions[:n], episode.rewards[:n, 0],
+                      next_states[:n], end & episode.terminated, end & (not episode.terminated)])
+    np.savez(npz, **dict(zip(NAMES, map(np.concatenate, zip(*parts)))))
 
 
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
-    """A dataset.npz of three episodes in the folder where the README's lines run."""
+    """A dataset.npz of three episodes, in the folder that is worked in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     data = played(3)
-    ours.save_dataset(data, tmp_path / "dataset.npz")
+    ours.save_dataset("dataset.npz", data)
     return data
 
 
-def run_block(package):
-    pytest.importorskip(package, reason=f"{package} is not installed")
-    if package == "minari":
-        pytest.importorskip("gymnasium", reason="gymnasium is not installed")
-    scope = {}
-    exec(BLOCKS[package], scope)
-    return scope
-
-
-@pytest.mark.parametrize("package, file", [("h5py", "from_hdf5.npz"),
-                                           ("minari", "from_minari.npz")])
-@pytest.mark.filterwarnings("ignore")
-def test_there_and_back_without_loss(package, file, dataset):
-    run_block(package)
-    np.testing.assert_array_equal(ours.load_dataset(file).rows, dataset.rows)
-
-
-def test_hdf5_has_d4rls_names(dataset):
+def test_hdf5_there_and_back_without_loss(dataset):
     h5py = pytest.importorskip("h5py", reason="h5py is not installed")
-    run_block("h5py")
+    write_hdf5("dataset.npz", "dataset.hdf5")
     with h5py.File("dataset.hdf5") as file:
         assert {name: array.shape for name, array in file.items()} == {
             "observations": (600, 3), "actions": (600, 1), "rewards": (600,),
             "next_observations": (600, 3), "terminals": (600,), "timeouts": (600,)}
+    read_hdf5("dataset.hdf5", "back.npz")
+    np.testing.assert_array_equal(ours.load_dataset("back.npz").rows, dataset.rows)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_d3rlpy_trains_on_it_and_gives_it_back(dataset):
-    scope = run_block("d3rlpy")
+def test_minari_there_and_back_without_loss(dataset):
+    pytest.importorskip("minari", reason="minari is not installed")
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed")
+    write_minari("dataset.npz", "pendulum/cql-v0")
+    read_minari("pendulum/cql-v0", "back.npz")
+    np.testing.assert_array_equal(ours.load_dataset("back.npz").rows, dataset.rows)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_readmes_lines_train_d3rlpys_cql_on_it(dataset):
+    """Exactly README's lines; and what d3rlpy made of the data, read back."""
+    pytest.importorskip("d3rlpy", reason="d3rlpy is not installed")
+    readme = (TOP / "README.md").read_text()
+    lines, = re.findall(r"```python\n(import d3rlpy\n.*?)```", readme, re.DOTALL)
+    scope = {}
+    exec(lines, scope)
     episodes = scope["dataset"].episodes
     assert [(len(episode), episode.terminated) for episode in episodes] == [(200, False)] * 3
     np.testing.assert_allclose([episode.compute_return() for episode in episodes],
@@ -61,8 +117,8 @@ def test_d3rlpy_trains_on_it_and_gives_it_back(dataset):
     assert scaled.flatten().tolist() == [-1, 0, 1]
     assert scope["cql"].grad_step == 100
     assert np.abs(scope["cql"].predict(dataset.rows[:, :3])).max() <= 2
-    # d3rlpy keeps no state after an episode's last step: that one row is gone, the others are there
-    back = ours.load_dataset("from_d3rlpy.npz")
-    kept = np.delete(dataset.rows, [199, 399, 599], axis=0)
-    np.testing.assert_array_equal(back.rows[:, :9], kept[:, :9])
-    assert np.flatnonzero(back.rows[:, 9]).tolist() == [198, 397, 596]
+    read_d3rlpy(scope["dataset"], "back.npz")
+    kept = np.delete(dataset.rows, [199, 399, 599], axis=0)         # each episode's last step
+    back = ours.load_dataset("back.npz").rows
+    np.testing.assert_array_equal(back[:, :9], kept[:, :9])
+    assert np.flatnonzero(back[:, 9]).tolist() == [198, 397, 596]

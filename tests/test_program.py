@@ -1,20 +1,20 @@
 """The command as its user meets it: what it prints, its files, its pictures, its options."""
-import contextlib
+import copy
 import csv
+import functools
+import importlib.util
+import io
 import json
 import math
-import multiprocessing
-import os
 import pathlib
+import random
 import re
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
-import types
 
 import numpy as np
 import pytest
@@ -24,145 +24,39 @@ import cql_pendulum as ours
 
 TOP = pathlib.Path(__file__).parents[1]
 SCRIPT = [sys.executable, str(TOP / "cql_pendulum.py")]
-TINY = ["--epochs", "2", "--steps", "70"]
 FILES = {"checkpoint.pt", "config.json", "curves.png", "dataset.npz", "log.csv", "student.pt",
          "teacher.pt"}
-UNDRAWN = "ours.draw_curves = lambda *_: None\n"
-
-# ---- the program in a process of its own ----
-
-# PyTorch's CUDA builds cannot fork after autograd has run; this server imports and runs nothing
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["cql_pendulum", "torch._dynamo", "tqdm", "pytest"])
-
-
-def without_versions(text):
-    """What was said on stderr, without the note that this machine has other versions."""
-    return re.sub("note: .* differ from README's\n", "", text)
-
-
-def forked(folder, arguments, before, files, env):
-    os.chdir(folder)
-    os.environ.update(env)
-    for file, stream in zip(files, (1, 2)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-    torch.set_num_threads(1)
-    exec(before, globals())
-    sys.exit(ours.main(arguments))
-
-
-class Program:
-    """The program at work in `folder`, what it prints in files outside it. Without a `command` it
-    is forked from the server, which has its imports behind it, and runs the Python `before`."""
-
-    started = []
-
-    def __init__(self, folder, *arguments, before="", command=None, **env):
-        self.arguments = [*map(str, arguments)]
-        prints = pathlib.Path(tempfile.mkdtemp(dir=folder.parent))
-        self.files = prints / "out", prints / "err"
-        if command:
-            with open(self.files[0], "wb") as out, open(self.files[1], "wb") as err:
-                self.process = subprocess.Popen([*command, *self.arguments], stdout=out, stderr=err,
-                                                cwd=folder, env=os.environ | env)
-        else:
-            self.process = SERVER.Process(
-                target=forked, args=(folder, self.arguments, before, self.files, env))
-            with contextlib.chdir(TOP):                         # where the server finds the module
-                self.process.start()
-        self.started.append(self)
-
-    def status(self):
-        """None while it runs."""
-        if isinstance(self.process, subprocess.Popen):
-            return self.process.poll()
-        return self.process.exitcode
-
-    def until(self, true, limit=120):
-        """Wait until true(); a failure with all that was printed if that never comes."""
-        end = time.monotonic() + limit
-        while not true():
-            ended = self.status() is not None
-            if (ended or time.monotonic() > end) and not true():
-                self.process.kill()
-                pytest.fail(f"{self.arguments}: status {self.status()}\n{self.out}\n{self.err}")
-            time.sleep(0.003)
-
-    def end(self):
-        self.until(lambda: self.status() is not None)
-        return self.status()
-
-    def send(self, signum):
-        os.kill(self.process.pid, signum)
-
-    @property
-    def out(self):
-        return self.files[0].read_text() if self.files[0].exists() else ""
-
-    @property
-    def err(self):
-        return without_versions(self.files[1].read_text()) if self.files[1].exists() else ""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nothing_is_left_running():
-    yield
-    while Program.started:
-        program = Program.started.pop()
-        if program.status() is None:
-            program.process.kill()
+CRITICS = "model_value1", "model_value2", "model_value_next1", "model_value_next2"
 
 
 # ---- the program in this process ----
 
-def inside(capsys, *arguments):
-    """Run the program in this process: its stdout, once it has ended well and silently."""
-    assert ours.main([str(argument) for argument in arguments]) == 0
+@pytest.fixture
+def small(monkeypatch):
+    """Short episodes, few updates, no torques drawn: a run takes a fraction of a second."""
+    shrink(ours, monkeypatch)
+
+
+def shrink(module, monkeypatch):
+    monkeypatch.setattr(module, "EPISODE", 70)
+    monkeypatch.setattr(module, "UPDATES", 3)
+    monkeypatch.setattr(module, "draw_tests", lambda *_: None)
+    monkeypatch.setattr(module, "draw_torques", lambda *_: None)
+
+
+@pytest.fixture
+def untrained(monkeypatch, small):
+    """A main job that trains and plays nothing: its agents stay as they were made."""
+    monkeypatch.setattr(ours.SAC, "train", lambda *_: None)
+    monkeypatch.setattr(ours, "evaluate", lambda agent, seeds: 3 * [-np.arange(len(seeds)) - 1.0])
+
+
+def run(capsys, *arguments):
+    """What the program prints, once it has ended well and without a word on stderr."""
+    ours.main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
-    assert without_versions(captured.err) == ""
+    assert captured.err == ""
     return captured.out
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    monkeypatch.setattr(ours, "draw_curves", lambda *_: None)
-
-
-@pytest.fixture
-def quick(monkeypatch, undrawn):
-    """A main job that trains nothing and tests at once; what its parts were given."""
-    seen = types.SimpleNamespace(stages={}, evaluated=[], recorded=[], threads=[], trained=[])
-    teach, learn = ours.train_teacher, ours.train_student
-
-    def evaluate(agent, seeds):
-        seen.evaluated.append((type(agent), seeds))
-        return returns_of(agent, len(seeds)), np.full(len(seeds), 5.0), np.full(len(seeds), 7.0)
-
-    def train(agent, *batch):
-        seen.trained.append((type(agent), seen.threads[-1:]))
-
-    def train_teacher(agent, data, *rest):
-        seen.stages["teacher"] = agent, data
-        teach(agent, data, *rest)
-
-    def train_student(agent, data, *rest):
-        seen.stages["student"] = agent, data
-        learn(agent, data, *rest)
-
-    def accelerate(agent):
-        seen.recorded.append(type(agent))
-        return agent.train
-
-    for stub in (evaluate, train_teacher, train_student, accelerate):
-        monkeypatch.setattr(ours, stub.__name__, stub)
-    monkeypatch.setattr(ours.SAC, "train", train)
-    monkeypatch.setattr(torch, "set_num_threads", seen.threads.append)
-    return seen
-
-
-def returns_of(agent, n):
-    return (-300.0 if isinstance(agent, ours.CQL) else -100.0) - np.arange(n) ** 1.5
 
 
 def lines(text):
@@ -171,7 +65,7 @@ def lines(text):
 
 
 def table(text):
-    found = [line for line in text.splitlines() if line.startswith("the ")]
+    found = [line for line in text.splitlines() if line.startswith("the ") and "was" not in line]
     return {line[:22].strip(): [float(x) for x in line[22:].split()] for line in found}
 
 
@@ -180,475 +74,722 @@ def log(out):
         return list(csv.DictReader(file))
 
 
+def steps_in(out):
+    """Stage and step of each test in log.csv."""
+    return [f"{row['stage']} {row['step']}" for row in log(out)]
+
+
+def starts(seed, purpose, n):
+    """Seeds of n starts: for tests (0) or final episodes (1)."""
+    return np.random.SeedSequence([seed, purpose]).generate_state(n).tolist()
+
+
 def played(n, as_printed=()):
     """A Data of n episodes."""
     torch.manual_seed(0)
     ours.env.reset(seed=0)
-    data, agent = ours.Data(as_printed), ours.SAC()
+    data = ours.Data(as_printed)
+    agent = ours.SAC()
     for _ in range(n):
         data.update_data(agent)
     return data
 
 
+def row_of(returns):
+    """The table's numbers for some returns."""
+    error = statistics.stdev(returns) / math.sqrt(len(returns))
+    return [len(returns), statistics.mean(returns), error, min(returns), max(returns)]
+
+
+def equal(one, other):
+    """Whether two agents have the same networks and temperature."""
+    for name in (*CRITICS, "model_action"):
+        pairs = zip(getattr(one, name).parameters(), getattr(other, name).parameters())
+        if not all(torch.equal(a, b) for a, b in pairs):
+            return False
+    return torch.equal(one.alpha, other.alpha)
+
+
 # ---- the whole main job ----
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The main job as its user starts it, and its folder."""
-    folder = tmp_path_factory.mktemp("whole")
-    program = Program(folder, *TINY, "--out", "run", command=SCRIPT)
-    assert (program.end(), program.err) == (0, "")
-    return folder / "run", program.out
+@functools.cache
+def main_job():
+    """The main job as its user starts it: its folder, and what it printed."""
+    folder = tempfile.TemporaryDirectory()
+    arguments = ["--epochs", "2", "--steps", "70", "--out", "run"]
+    done = subprocess.run([*SCRIPT, *arguments], cwd=folder.name, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder, done.stdout
 
 
-def test_import_is_silent_and_changes_nothing():
-    code = ("import signal, torch; before = lambda: [torch.get_num_threads(), "
-            "signal.pthread_sigmask(0, []), *map(signal.getsignal, (1, 2, 15))]; "
-            "old = before(); import cql_pendulum; assert before() == old")
-    done = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+@pytest.fixture
+def whole():
+    folder, text = main_job()
+    return pathlib.Path(folder.name) / "run", text
 
 
 def test_main_job_end_to_end(whole):
     out, text = whole
     assert {file.name for file in out.iterdir()} == FILES
     steps = ["teacher 0", "teacher 1", "student 0", "student 69"]
-    tests = lines(text)[:4]
-    assert [" ".join(line.split()[:2]) for line in tests] == steps
-    assert [re.sub(r"-?\d+(\.\d+)?", "", line).split() for line in tests] == [
-        [step.split()[0], "return", "promised", "delivered"] for step in steps]
-    assert [f"{row['stage']} {row['step']}" for row in log(out)] == steps
-    for row, line in zip(log(out), tests):
-        said = [float(x) for x in re.findall(r"-?\d+\.\d+", line)]
-        kept = [float(row[name]) for name in ("return", "promised", "delivered")]
-        assert said == pytest.approx(kept, abs=0.051)
+    assert [" ".join(line.split()[:2]) for line in text.splitlines()[:4]] == steps
+    assert steps_in(out) == steps
+    assert text.splitlines()[-1] == "all files: run"
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     with np.load(out / "dataset.npz") as data:
         assert {name: (array.dtype.name, array.shape) for name, array in data.items()} == {
             "observations": ("float32", (400, 3)), "actions": ("float32", (400, 1)),
             "rewards": ("float32", (400,)), "next_observations": ("float32", (400, 3)),
             "terminals": ("bool", (400,)), "timeouts": ("bool", (400,))}
-        returns = data["rewards"].reshape(2, 200).sum(axis=1)
-    rows = table(text)
-    assert list(rows) == ["the data", "the teacher", "the student"]
-    assert [row[0] for row in rows.values()] == [2, 100, 100]
-    assert rows["the data"][1:] == pytest.approx(
-        [returns.mean(), statistics.stdev(returns) / 2 ** 0.5, returns.min(), returns.max()],
-        abs=0.06)
-    config = json.loads((out / "config.json").read_text())
-    assert (config["options"]["seed"], config["options"]["steps"]) == (0, 70)
-    assert config["versions"]["torch"] == torch.__version__
-    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    for name, kind in (("teacher.pt", ours.SAC), ("student.pt", ours.CQL)):
-        assert type(ours.load_agent(out / name)[0]) is kind
 
 
-def test_plain_prints_the_same_lines(whole, tmp_path, capsys, undrawn):
-    text = inside(capsys, *TINY, "--plain", "--out", tmp_path / "run")
-    assert lines(text) == lines(whole[1])
+def test_the_log_is_what_was_printed(whole):
+    out, text = whole
+    for row, line in zip(log(out), text.splitlines()):
+        said = re.fullmatch(r"(teacher|student) +(\d+)   return +(-\d+\.\d)   "
+                            r"promised +(-?\d+\.\d\d)   delivered +(-?\d+\.\d\d)", line)
+        assert said, line
+        assert said.groups()[:2] == (row["stage"], row["step"])
+        assert float(said[3]) == pytest.approx(float(row["return"]), abs=0.051)
+        assert float(said[4]) == pytest.approx(float(row["promised"]), abs=0.0051)
+        assert float(said[5]) == pytest.approx(float(row["delivered"]), abs=0.0051)
+
+
+@pytest.mark.parametrize("who, kind", [("teacher", ours.SAC), ("student", ours.CQL)])
+def test_saved_agents_are_the_tested_ones(whole, who, kind):
+    out, text = whole
+    agent = ours.load_agent(out / f"{who}.pt")
+    assert type(agent) is kind
+    returns = ours.evaluate(agent, starts(0, 1, 100))[0]
+    assert table(text)[f"the {who}"] == pytest.approx(row_of(returns.tolist()), abs=0.051)
+    means = [x.mean() for x in ours.evaluate(agent, starts(0, 0, 10))]
+    last = [row for row in log(out) if row["stage"] == who][-1]
+    kept = [float(last[name]) for name in ("return", "promised", "delivered")]
+    assert kept == pytest.approx(means, abs=0.00051)
+    assert ours.evaluate(agent, starts(1, 0, 10))[0].mean() != pytest.approx(means[0])
+
+
+def test_the_table_has_the_returns_of_the_data(whole):
+    out, text = whole
+    with np.load(out / "dataset.npz") as data:
+        returns = data["rewards"].astype(float).reshape(2, 200).sum(axis=1)
+    assert list(table(text)) == ["the data", "the teacher", "the student"]
+    assert table(text)["the data"] == pytest.approx(row_of(returns.tolist()), abs=0.051)
+
+
+def test_config_says_what_was_typed_and_the_versions(whole):
+    assert json.loads((whole[0] / "config.json").read_text()) == {
+        "argv": ["--epochs", "2", "--steps", "70", "--out", "run"],
+        "versions": {"gym": ours.gym.__version__, "numpy": np.__version__,
+                     "torch": torch.__version__}}
+
+
+def test_the_saved_dataset_gives_the_same_student(whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ours, "draw_torques", lambda *_: None)
+    text = run(capsys, "--dataset", whole[0] / "dataset.npz", "--steps", 70, "--out",
+               tmp_path / "run")
+    assert lines(text)[:2] == [x for x in lines(whole[1]) if x.startswith("student")]
+    theirs = table(whole[1])
+    assert table(text) == {who: theirs[who] for who in ("the data", "the student")}
     assert (tmp_path / "run" / "dataset.npz").read_bytes() == (
         whole[0] / "dataset.npz").read_bytes()
-    for name in ("teacher.pt", "student.pt"):
-        mine, theirs = (ours.load_agent(out / name)[0] for out in (tmp_path / "run", whole[0]))
-        pairs = zip(ours.tensors(ours.parts(mine)), ours.tensors(ours.parts(theirs)), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs)
-
-
-def test_plain_prints_the_same_lines_of_a_sac_student(whole, tmp_path, capsys, undrawn):
-    arguments = ["--dataset", whole[0] / "dataset.npz", "--student", "sac", "--steps", 150]
-    texts = [inside(capsys, *arguments, *plain, "--out", tmp_path / f"run{len(plain)}")
-             for plain in ([], ["--plain"])]
-    assert lines(texts[0]) == lines(texts[1])
-
-
-def test_an_edit_that_cannot_be_recorded_costs_one_line(
-        whole, tmp_path, capsys, monkeypatch, undrawn):
-    loss, seen = ours.CQL._get_loss_value, []
-
-    def edited(*arguments):
-        value = loss(*arguments)
-        seen.append(value.item())
-        return value
-
-    monkeypatch.setattr(ours.CQL, "_get_loss_value", edited)
-    arguments = ["--dataset", whole[0] / "dataset.npz", "--steps", 70, "--out", tmp_path / "run"]
-    assert ours.main([*map(str, arguments)]) == 0
-    captured = capsys.readouterr()
-    assert captured.err.startswith("note: updates cannot be recorded")
-    assert captured.err.count("\n") == 1
-    assert len(seen) >= 140
-    assert lines(captured.out)[:2] == [x for x in lines(whole[1]) if x.startswith("student")]
-    assert table(captured.out)["the student"] == table(whole[1])["the student"]
-
-
-def test_another_seed_prints_other_lines(whole, tmp_path, capsys, undrawn):
-    text = inside(capsys, "--epochs", 1, "--steps", 1, "--seed", 1, "--plain", "--out",
-                  tmp_path / "other")
-    assert not set(lines(text)[:2]) & set(lines(whole[1]))
-    assert {line.split("return")[0] for line in lines(text)[:2]} == {"teacher      0   ",
-                                                                     "student      0   "}
-
-
-def test_the_saved_dataset_gives_the_same_student(whole, tmp_path, capsys, undrawn):
-    text = inside(capsys, "--dataset", whole[0] / "dataset.npz", "--steps", 70, "--out",
-                  tmp_path / "run")
-    assert lines(text)[:2] == [line for line in lines(whole[1]) if line.startswith("student")]
-    rows, theirs = table(text), table(whole[1])
-    assert rows == {who: theirs[who] for who in ("the data", "the student")}
-
-
-def test_gymnasium_in_gyms_place(whole, tmp_path):
-    pytest.importorskip("gymnasium", reason="gymnasium is not installed")
-    text = (TOP / "cql_pendulum.py").read_text()
-    assert len(re.findall(r"^import gym\b", text, re.MULTILINE)) == 1
-    text = re.sub(r"(?m)^import gym\b", "import gymnasium as gym", text)
-    (tmp_path / "other.py").write_text(text)
-    program = Program(tmp_path, *TINY, "--out", "run", command=[sys.executable, "other.py"])
-    assert (program.end(), program.err) == (0, "")
-    assert lines(program.out) == lines(whole[1])
-    assert {file.name for file in (tmp_path / "run").iterdir()} == FILES
-
-
-def test_without_the_optional_packages(whole, tmp_path):
-    """One line of notice for each, and the same numbers."""
-    gone = "for name in ('tqdm', 'matplotlib', 'pygame'): sys.modules[name] = None"
-    program = Program(tmp_path, *TINY, "--out", "run", before=gone)
-    assert program.end() == 0
-    notes = program.err.splitlines()
-    assert [note.split(" (")[0] for note in notes] == ["note: no progress bars",
-                                                       "note: no curves.png"]
-    assert all("ModuleNotFoundError(" in note for note in notes)
-    assert lines(program.out) == lines(whole[1])
-    assert {file.name for file in (tmp_path / "run").iterdir()} == FILES - {"curves.png"}
-    program = Program(tmp_path, "--play", "run/student.pt", before=gone)
-    assert program.end() == 0
-    assert re.fullmatch(r"return -\d+\.\d\n", program.out)
-    assert re.fullmatch(r"note: no animation \(.*\)\n", program.err)
-    assert not list((tmp_path / "run").glob("*.gif"))
-
-
-# ---- the animation ----
-
-def played_return(path, seed):
-    agent, _ = ours.load_agent(path)
-    env = ours.MyWrapper()
-    torch.manual_seed(seed)
-    state, total, over = env.reset(seed=seed), 0.0, False
-    while not over:
-        state, reward, over, _ = env.step([agent.get_action(state)])
-        total += float(reward)
-    return total
-
-
-def test_play_prints_the_return_and_writes_an_animation(whole, tmp_path, capsys):
-    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
-    pytest.importorskip("pygame", reason="pygame-ce is not installed")
-    for name in ("teacher.pt", "checkpoint.pt"):
-        (tmp_path / name).write_bytes((whole[0] / name).read_bytes())
-    before = (tmp_path / "teacher.pt").read_bytes()
-    shown = {}
-    for name, k, seed in (("teacher.pt", 1, 3), ("teacher.pt", 2, 4), ("checkpoint.pt", 1, 3)):
-        said = inside(capsys, "--play", tmp_path / name, "--seed", seed).splitlines()
-        file = tmp_path / f"{name}-{k}.gif"
-        assert said == [f"return {played_return(tmp_path / name, seed):.1f}", f"animation: {file}"]
-        with image.open(file) as gif:
-            assert gif.n_frames > 100                           # equal frames are merged
-            assert gif.info["duration"] == 50
-            assert gif.info["loop"] == 0
-        shown[file] = file.read_bytes()
-    assert len(set(shown.values())) == 3
-    assert all(file.read_bytes() == content for file, content in shown.items())
-    assert (tmp_path / "teacher.pt").read_bytes() == before
+    mine = ours.load_agent(tmp_path / "run" / "student.pt")
+    assert equal(mine, ours.load_agent(whole[0] / "student.pt"))
 
 
 # ---- options reach what they name ----
 
-@pytest.mark.parametrize("typed, restored", [
-    ([], set()), (["--as-printed"], {*ours.ERRATA}), (["--as-printed", "timeout"], {"timeout"}),
-    (["--as-printed", "sign", "--as-printed", "range"], {"sign", "range"}),
-    (["--as-printed", "jacobian", "timeout"], {"jacobian", "timeout"}),
-    (["--student", "sac", "--as-printed", "jacobian"], {"jacobian"})])
-def test_as_printed_reaches_every_part(typed, restored, quick, tmp_path, capsys):
-    inside(capsys, "--epochs", 1, "--steps", 1, "--out", tmp_path / "run", *typed)
-    inside(capsys, "--dataset", tmp_path / "run" / "dataset.npz", "--steps", 1, "--out",
-           tmp_path / "again", *typed)
-    quick.stages["loaded"] = quick.stages["student"]
-    inside(capsys, "--resume", tmp_path / "run")
-    for agent, data in quick.stages.values():
-        assert (agent.as_printed, data.as_printed) == (restored, restored)
-        assert agent.model_action.as_printed == restored
-    for file in [*tmp_path.glob("*/teacher.pt"), *tmp_path.glob("*/student.pt")]:
-        assert ours.load_agent(file)[0].as_printed == restored
+def test_the_seed_makes_the_first_weights_and_the_starts(untrained, tmp_path, capsys):
+    agents = {}
+    first = {}
+    for seed in (0, 1):
+        out = tmp_path / str(seed)
+        run(capsys, "--epochs", 1, "--steps", 1, "--seed", seed, "--out", out)
+        for who, kind in (("teacher", ours.SAC), ("student", ours.CQL)):
+            agents[who, seed] = ours.load_agent(out / f"{who}.pt")
+            torch.manual_seed(seed)
+            assert equal(agents[who, seed], kind()), (who, seed)
+        first[seed] = ours.load_dataset(out / "dataset.npz").rows[0, :3].tolist()
+        ours.env.reset(seed=seed)
+        assert first[seed] == ours.env.reset().tolist()
+    for who in ("teacher", "student"):
+        assert not equal(agents[who, 0], agents[who, 1])
+    assert first[0] != first[1]
+
+
+def test_the_seed_makes_the_starts_of_tests_and_final_episodes(
+        untrained, tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def evaluate(agent, seeds):
+        seen.append(seeds)
+        return 3 * [np.arange(len(seeds), dtype=float)]
+
+    monkeypatch.setattr(ours, "evaluate", evaluate)
+    run(capsys, "--epochs", 1, "--steps", 1, "--seed", 6, "--out", tmp_path / "run")
+    tests, final = starts(6, 0, 10), starts(6, 1, 100)
+    assert seen == [tests, tests, final, final]                     # the teacher's, the student's
+    assert not set(tests) & set(final)
+
+
+def test_another_seed_prints_other_lines_and_the_same_seed_the_same(small, tmp_path, capsys):
+    texts = [run(capsys, "--epochs", 1, "--steps", 2, "--seed", seed, "--out", tmp_path / name)
+             for seed, name in ((3, "a"), (3, "b"), (4, "c"))]
+    assert lines(texts[0]) == lines(texts[1])
+    assert not set(lines(texts[0])[:3]) & set(lines(texts[2])[:3])
 
 
 @pytest.mark.parametrize("typed, kind, weight", [
-    ([], ours.CQL, 5.0), (["--weight", "2.5"], ours.CQL, 2.5), (["--weight", "0"], ours.CQL, 0.0),
-    (["--student", "sac"], ours.SAC, None)])
-def test_the_student_is_the_one_asked_for(typed, kind, weight, quick, tmp_path, capsys):
-    inside(capsys, "--epochs", 1, "--steps", 3, "--out", tmp_path / "run", *typed)
-    teacher, student = (quick.stages[stage][0] for stage in ("teacher", "student"))
-    assert (type(teacher), type(student), getattr(student, "weight", None)) == (
-        ours.SAC, kind, weight)
-    assert quick.recorded == [ours.SAC, kind]
-    assert [kind for kind, _ in quick.trained] == [ours.SAC] * 200 + [kind] * 3
+    ([], ours.CQL, 5), (["--weight", "0.5"], ours.CQL, 0.5), (["--weight", "0"], ours.CQL, 0),
+    (["--student", "sac"], ours.SAC, None), (["--student", "bc"], ours.BC, None)])
+def test_each_student_is_of_its_class_and_weight(typed, kind, weight, untrained, tmp_path, capsys):
+    run(capsys, "--epochs", 1, "--steps", 1, *typed, "--out", tmp_path / "run")
+    student = ours.load_agent(tmp_path / "run" / "student.pt")
+    assert type(student) is kind
+    assert getattr(student, "weight", None) == weight
+    assert type(ours.load_agent(tmp_path / "run" / "teacher.pt")) is ours.SAC
 
 
-@pytest.mark.parametrize("typed", [["--plain"], []])
-def test_plain_records_nothing_and_each_stage_has_its_threads(
-        typed, quick, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    inside(capsys, "--epochs", 1, "--steps", 3, "--out", tmp_path / "run", *typed)
-    assert quick.recorded == ([] if typed else [ours.SAC, ours.CQL])
-    assert quick.trained == 200 * [(ours.SAC, [1])] + 3 * [(ours.CQL, [7])]
-    inside(capsys, "--resume", tmp_path / "run")
-    assert quick.recorded == ([] if typed else [ours.SAC, ours.CQL, ours.CQL])
+@pytest.mark.parametrize("kind, typed, restored", [
+    ("cql", [], set()), ("cql", ["--as-printed"], set(ours.ERRATA)),
+    ("sac", ["--as-printed", "timeout"], {"timeout"}), ("bc", ["--as-printed"], set(ours.ERRATA)),
+    ("cql", ["--as-printed", "sign", "--as-printed", "range"], {"sign", "range"})])
+def test_as_printed_reaches_all(typed, restored, kind, untrained, tmp_path, capsys, monkeypatch):
+    """Agents, data, and those of a resumed run."""
+    seen = []
+
+    def train(agent, state, action, reward, next_state, over):
+        seen.append((agent.as_printed, agent.model_action.as_printed, bool(over.any())))
+
+    monkeypatch.setattr(ours.SAC, "train", train)
+    monkeypatch.setattr(ours.BC, "train", train)
+    monkeypatch.setattr(ours, "UPDATES", 20)
+    out = tmp_path / "run"
+    run(capsys, "--epochs", 1, "--steps", 20, "--student", kind, *typed, "--out", out)
+    for part in (seen[:20], seen[20:]):
+        assert len(part) == 20
+        assert {errata for errata, _, _ in part} == {frozenset(restored)}
+        assert {errata for _, errata, _ in part} == {frozenset(restored)}
+        assert any(over for _, _, over in part) == ("timeout" in restored)
+    for name in ("teacher.pt", "student.pt", "checkpoint.pt"):
+        assert ours.load_agent(out / name).as_printed == restored
+    (out / "checkpoint.pt").unlink()
+    (out / "student.pt").unlink()
+    ours.main(["--resume", str(out)])
+    assert {errata for errata, _, _ in seen[40:]} == {frozenset(restored)}
+    assert any(over for _, _, over in seen[40:]) == ("timeout" in restored)
+    assert type(ours.load_agent(out / "student.pt")).__name__ == kind.upper()
 
 
-def test_plain_can_be_added_when_a_run_goes_on(quick, tmp_path, capsys):
-    inside(capsys, "--epochs", 1, "--steps", 1, "--out", tmp_path / "run")
-    quick.recorded.clear()
-    inside(capsys, "--resume", tmp_path / "run", "--plain")
-    assert quick.recorded == []
+def random_rows(seed, n):
+    """Rows of n episodes of random torques, spelled out."""
+    random.seed(seed)
+    env = ours.MyWrapper()
+    env.reset(seed=seed)
+    rows = []
+    for _ in range(n):
+        state = env.reset()
+        over = False
+        while not over:
+            torque = random.uniform(-2, 2)
+            next_state, reward, over, _ = env.step([torque])
+            rows.append([*state, torque, reward, *next_state, False, over])
+            state = next_state
+    return np.array(rows, np.float32)
 
 
-@pytest.mark.parametrize("files, threads", [
-    ({"cpu.max": "250000 100000"}, [2]), ({"cpu.max": "50000 100000"}, [1]),
-    ({"cpu.max": "900000 100000"}, [7]), ({"cpu.max": "max 100000"}, []), ({}, []),
-    ({"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, [1]),
-    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, [])])
-def test_control_groups_limit_the_threads(files, threads, monkeypatch, tmp_path):
-    """Files of /sys/fs/cgroup, version 2 and 1; conftest sets OMP_NUM_THREADS, which wins."""
-    used = []
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    monkeypatch.setattr(torch, "set_num_threads", used.append)
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text + "\n")
-    ours.settle_process(tmp_path)
-    assert used == []
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    ours.settle_process(tmp_path)
-    assert used == threads
+def test_random_and_last_of_a_dataset(untrained, tmp_path, capsys):
+    data = played(12)
+    ours.save_dataset(tmp_path / "data.npz", data)
+    text = run(capsys, "--dataset", tmp_path / "data.npz", "--random", 10, "--last", 10,
+               "--student", "sac", "--seed", 3, "--steps", 1, "--out", tmp_path / "run")
+    rows = ours.load_dataset(tmp_path / "run" / "dataset.npz").rows
+    np.testing.assert_array_equal(rows[:700], random_rows(3, 10))
+    np.testing.assert_array_equal(rows[700:], data.rows[140:])
+    assert table(text)["the data"][0] == 20
 
 
-@pytest.mark.parametrize("episodes", ["--first", "--last"])
-def test_first_and_last_choose_the_episodes(episodes, quick, tmp_path, capsys):
-    inside(capsys, "--epochs", 4, "--steps", 1, "--out", tmp_path / "all")
-    whole = ours.load_dataset(tmp_path / "all" / "dataset.npz").rows
-    inside(capsys, "--epochs", 4, "--steps", 1, episodes, 3, "--out", tmp_path / "run")
-    inside(capsys, "--dataset", tmp_path / "all" / "dataset.npz", "--steps", 1, episodes, 3,
-           "--out", tmp_path / "given")
-    wanted = whole[:600] if episodes == "--first" else whole[200:]
-    for folder in ("run", "given"):
-        text = inside(capsys, "--resume", tmp_path / folder)
-        assert table(text)["the data"][0] == 3
-        rows = ours.load_dataset(tmp_path / folder / "dataset.npz").rows
+def test_random_and_last_of_a_teacher(untrained, tmp_path, capsys):
+    arguments = ["--epochs", 3, "--steps", 1, "--seed", 5]
+    run(capsys, *arguments, "--out", tmp_path / "all")
+    everything = ours.load_dataset(tmp_path / "all" / "dataset.npz").rows
+    assert len(everything) == 210
+    chance = random_rows(5, 2)
+    for k, (typed, wanted) in enumerate([
+            (["--last", 2], everything[70:]), (["--last", 3], everything),
+            (["--random", 2], np.concatenate([chance, everything])),
+            (["--random", 2, "--last", 1], np.concatenate([chance, everything[140:]]))]):
+        run(capsys, *arguments, *typed, "--out", tmp_path / str(k))
+        rows = ours.load_dataset(tmp_path / str(k) / "dataset.npz").rows
         np.testing.assert_array_equal(rows, wanted)
-    np.testing.assert_array_equal(quick.stages["student"][1].rows, wanted)
+
+
+def test_random_data_alone_need_no_teacher(untrained, tmp_path, capsys):
+    text = run(capsys, "--random", 2, "--last", 0, "--steps", 1, "--seed", 5, "--out",
+               tmp_path / "run")
+    rows = ours.load_dataset(tmp_path / "run" / "dataset.npz").rows
+    np.testing.assert_array_equal(rows, random_rows(5, 2))
+    assert steps_in(tmp_path / "run") == ["student 0"]
+    assert list(table(text)) == ["the data", "the student"]
+    assert not (tmp_path / "run" / "teacher.pt").exists()
+
+
+def test_cloning_promises_nothing_and_moves_toward_the_datas_torques(
+        small, tmp_path, capsys, monkeypatch):
+    class Pilot:
+        def get_action(self, state):
+            return float(np.clip(4 * state[1], -2, 2))             # 2 N m often, to the last bit
+
+    data = ours.Data()
+    for _ in range(4):
+        data.update_data(Pilot())
+    ours.save_dataset(tmp_path / "data.npz", data)
+
+    def error(agent):
+        hidden = agent.model_action.fc_state(torch.from_numpy(data.rows[:, :3]))
+        torques = 2 * agent.model_action.fc_mu(hidden).detach().tanh().numpy()
+        return abs(torques[:, 0] - data.rows[:, 3]).mean()
+
+    out = tmp_path / "run"
+    text = run(capsys, "--dataset", tmp_path / "data.npz", "--student", "bc", "--steps", 500,
+               "--out", out)
+    torch.manual_seed(0)
+    assert error(ours.load_agent(out / "student.pt")) < 0.4 * error(ours.BC())
+    for line in text.splitlines()[:2]:
+        assert re.fullmatch(r"student +\d+   return +-\d+\.\d   promised        -   "
+                            r"delivered +-?\d+\.\d\d", line), line
+    assert math.isnan(float(log(out)[1]["promised"]))
+
+
+def test_the_student_gets_frozen_data(untrained, tmp_path, capsys, monkeypatch):
+    seen = []
+    learn = ours.train_student
+
+    def train_student(student, data, steps, run):
+        seen.append(data)
+        learn(student, data, steps, run)
+
+    monkeypatch.setattr(ours, "train_student", train_student)
+    run(capsys, "--epochs", 1, "--steps", 1, "--out", tmp_path / "run")
+    with pytest.raises(RuntimeError, match="frozen"):
+        seen[0].update_data(ours.SAC())
+    with pytest.raises(ValueError, match="read-only"):
+        seen[0].rows[0, 0] = 1
+
+
+def test_the_main_job_runs_on_one_thread(untrained, tmp_path, capsys):
+    torch.set_num_threads(2)
+    torch.set_flush_denormal(False)
+    run(capsys, "--epochs", 1, "--steps", 1, "--out", tmp_path / "run")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert threads == 1
+    assert (torch.tensor([1e-40]) * 1).item() == 0                 # denormals are flushed
 
 
 # ---- what is printed, and when ----
 
-def test_the_table_says_who_got_what(quick, tmp_path, capsys):
-    text = inside(capsys, "--epochs", 3, "--steps", 1, "--last", 2, "--out", tmp_path / "run")
-    data = ours.load_dataset(tmp_path / "run" / "dataset.npz").rows[:, 4].reshape(2, 200)
-    rows = {"the data": data.sum(axis=1, dtype=float), "the teacher": returns_of(ours.SAC(), 100),
-            "the student": returns_of(ours.CQL(), 100)}
-    assert list(table(text)) == list(rows)
-    for who, x in rows.items():
-        error = statistics.stdev(x.tolist()) / math.sqrt(len(x))
-        assert table(text)[who] == pytest.approx(
-            [len(x), x.mean(), error, x.min(), x.max()], abs=0.051), who
-    again = inside(capsys, "--resume", tmp_path / "run")
-    assert table(again) == table(text)
-
-
-def test_one_episode_has_no_standard_error(quick, tmp_path, capsys):
-    text = inside(capsys, "--epochs", 1, "--steps", 1, "--out", tmp_path / "run")
+def test_one_episode_has_no_standard_error(untrained, tmp_path, capsys):
+    text = run(capsys, "--epochs", 1, "--steps", 1, "--out", tmp_path / "run")
     assert math.isnan(table(text)["the data"][2])
 
 
-def test_tests_come_when_the_page_has_them(quick, tmp_path, capsys):
-    inside(capsys, "--epochs", 12, "--steps", 4002, "--out", tmp_path / "run")
-    assert [f"{row['stage']} {row['step']}" for row in log(tmp_path / "run")] == [
+def test_tests_come_when_the_page_has_them(untrained, tmp_path, capsys, monkeypatch):
+    trained = []
+    monkeypatch.setattr(ours.SAC, "train", lambda agent, *_: trained.append(type(agent)))
+    monkeypatch.setattr(ours, "UPDATES", 200)
+    run(capsys, "--epochs", 12, "--steps", 4002, "--out", tmp_path / "run")
+    assert steps_in(tmp_path / "run") == [
         "teacher 0", "teacher 10", "teacher 11", "student 0", "student 2000", "student 4000",
         "student 4001"]
-    assert len(quick.trained) == 12 * 200 + 4002
+    assert trained == 12 * 200 * [ours.SAC] + 4002 * [ours.CQL]
+    assert len(ours.load_dataset(tmp_path / "run" / "dataset.npz")) == 12 * 70
 
 
-def test_tests_and_final_episodes_have_their_own_starts(quick, tmp_path, capsys):
-    for seed in (0, 1):
-        inside(capsys, "--epochs", 1, "--steps", 1, "--seed", seed, "--out", tmp_path / f"{seed}")
-    starts = [seeds for _, seeds in quick.evaluated]
-    for run in (starts[:4], starts[4:]):
-        assert run[:2] == [run[2], run[1]] and run[1] == run[3]     # teacher's and student's
-        assert [len(set(seeds)) for seeds in run] == [10, 100, 10, 100]
-        assert not set(run[0]) & set(run[1])
-    assert not {*starts[0], *starts[1]} & {*starts[4], *starts[5]}
+def test_defaults_are_the_pages():
+    options = ours.parse_options([])
+    assert (options.epochs, options.steps, options.student, options.seed) == (100, 50_000, "cql", 0)
+    assert (options.random, options.last, options.weight, ours.WEIGHT) == (0, None, None, 5)
+    assert not options.as_printed
 
 
-def test_progress_is_saved_before_it_is_printed(quick, tmp_path, capsys, monkeypatch):
-    say, out, checked = ours.say, tmp_path / "run", []
+def test_seconds_and_minutes_are_each_stages_own(untrained, tmp_path, capsys, monkeypatch):
+    """On a clock that an update moves by 30 seconds; a resumed stage goes on counting."""
+    clock = [1000.0]
+    dies_at = [None]
 
-    def checking(line, *stream):
+    def train(*_):
+        clock[0] += 30
+        if clock[0] == dies_at[0]:
+            raise ConnectionError
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(ours.SAC, "train", train)
+    arguments = ["--epochs", 11, "--steps", 5]
+    for name, dies in (("whole", None), ("resumed", 1000 + 33 * 30 + 3 * 30)):
+        clock[0] = 1000.0
+        dies_at[0] = dies
+        out = tmp_path / name
+        if dies:
+            with pytest.raises(ConnectionError):
+                run(capsys, *arguments, "--out", out)
+            clock[0] = 7.0                                          # another boot
+            text = run(capsys, "--resume", out)
+        else:
+            text = run(capsys, *arguments, "--out", out)
+        assert [row["seconds"] for row in log(out)] == ["90.0", "990.0", "30.0", "150.0"]
+        assert "minutes: teacher 16.5, student 2.5" in text.splitlines()
+
+
+def test_a_test_is_saved_before_it_is_printed(untrained, tmp_path, capsys, monkeypatch):
+    say = ours.say
+    checked = []
+
+    def checking(line):
         if line.startswith(("teacher ", "student ")):
             checked.append(" ".join(line.split()[:2]))
-            saved = torch.load(out / "checkpoint.pt", weights_only=True)["run"]
-            assert f"{saved['log'][-1][0]} {saved['log'][-1][1]}" == checked[-1]
-            assert f"{log(out)[-1]['stage']} {log(out)[-1]['step']}" == checked[-1]
-        say(line, *stream)
+            assert steps_in(tmp_path / "run")[-1] == checked[-1]
+            saved = ours.read_agent(tmp_path / "run" / "checkpoint.pt")["log"]
+            assert f"{saved[-1]['stage']} {saved[-1]['step']}" == checked[-1]
+        say(line)
 
     monkeypatch.setattr(ours, "say", checking)
-    inside(capsys, "--epochs", 1, "--steps", 2, "--out", out)
+    run(capsys, "--epochs", 1, "--steps", 2, "--out", tmp_path / "run")
     assert checked == ["teacher 0", "student 0", "student 1"]
 
 
-def test_other_versions_are_named(quick, tmp_path, capsys, monkeypatch):
-    pinned = dict(re.findall(r"(?m)^(\w+)==(\S+)", (TOP / "requirements.txt").read_text()))
-    for module in (ours.gym, np, torch):
-        if module.__name__ in pinned:
-            monkeypatch.setattr(module, "__version__", pinned[module.__name__])
-    monkeypatch.setattr(torch, "__version__", pinned["torch"] + "+cpu")
-    arguments = ["--epochs", "1", "--steps", "1", "--out"]
-    assert ours.main([*arguments, str(tmp_path / "same")]) == 0
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(np, "__version__", "1.0.0")
-    assert ours.main([*arguments, str(tmp_path / "other")]) == 0
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and without_versions(said) == ""
-    assert f"numpy 1.0.0 (tested: {pinned['numpy']})" in said and "torch" not in said
-    monkeypatch.setattr(torch, "__version__", "1.2.3")
-    assert ours.main([*arguments, str(tmp_path / "both")]) == 0
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "numpy 1.0.0" in said and "torch 1.2.3" in said
-    config = json.loads((tmp_path / "other" / "config.json").read_text())
-    assert config["versions"]["numpy"] == "1.0.0"
-
-
-def test_default_folders_are_new(quick, tmp_path, capsys, monkeypatch):
+def test_default_folders_are_new(untrained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for k in (1, 2):
-        text = inside(capsys, "--epochs", 1, "--steps", 1, "--student", "sac", "--seed", 4)
+        text = run(capsys, "--epochs", 1, "--steps", 1, "--student", "sac", "--seed", 4)
         assert text.splitlines()[-1] == f"all files: runs/sac-seed4-{k}"
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["sac-seed4-1",
-                                                                           "sac-seed4-2"]
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"sac-seed4-1", "sac-seed4-2"}
+    run(capsys, "--epochs", 1, "--steps", 1, "--out", tmp_path / "new" / "folder")
+    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == FILES
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_bars_on_a_terminal(untrained, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("tqdm", reason="tqdm is not installed")
+    out = tmp_path / "run"
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    ours.main(["--epochs", "2", "--steps", "3", "--out", str(out)])
+    shown = terminal.getvalue()
+    assert "teacher:" in shown and "/2 [" in shown
+    assert re.search(r"[\r\n]teacher +0 +return", shown)             # not behind the bar
+    assert "student:" in shown and "/3 [" in shown
+    saved = ours.read_agent(out / "checkpoint.pt")
+    saved["done"] = 1
+    torch.save(saved, out / "checkpoint.pt")
+    terminal.truncate(0)
+    ours.main(["--resume", str(out)])
+    assert "| 1/3 [" in terminal.getvalue()
+    assert "teacher:" not in terminal.getvalue()
+
+
+# ---- optional packages, and another gym ----
+
+def test_without_the_optional_packages(small, tmp_path, capsys, monkeypatch):
+    """One line of notice for each, and the same numbers."""
+    arguments = ["--epochs", "2", "--steps", "3", "--out"]
+    with_all = run(capsys, *arguments, tmp_path / "all")
+    for name in ("tqdm", "matplotlib", "pygame"):
+        monkeypatch.setitem(sys.modules, name, None)
+    ours.optional.cache_clear()
+    text = run(capsys, *arguments, tmp_path / "run")
+    play = run(capsys, "--play", tmp_path / "run" / "student.pt")
+    ours.optional.cache_clear()
+    monkeypatch.undo()
+    notes = [line for line in text.splitlines() if line.startswith("note:")]
+    assert [note.split(" (")[0] for note in notes] == ["note: no progress bars",
+                                                       "note: no curves.png"]
+    assert "tqdm" in notes[0] and "matplotlib" in notes[1]
+    assert [line for line in lines(text) if line not in notes] == lines(with_all)
+    assert {file.name for file in (tmp_path / "run").iterdir()} == FILES - {"curves.png"}
+    assert re.fullmatch(r"note: no animation \(.*pygame.*\)\nreturn -\d+\.\d\n", play)
+
+
+def test_without_pillow_there_is_no_animation(small, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("pygame", reason="pygame-ce is not installed")
+    ours.save_agent(tmp_path / "agent.pt", ours.SAC())
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    ours.optional.cache_clear()
+    text = run(capsys, "--play", tmp_path / "agent.pt")
+    ours.optional.cache_clear()
+    assert re.fullmatch(r"note: no animation \(.*PIL.*\)\nreturn -\d+\.\d\n", text)
+    assert [file.name for file in tmp_path.iterdir()] == ["agent.pt"]
+
+
+def test_gymnasium_in_gyms_place(small, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed")
+    text = (TOP / "cql_pendulum.py").read_text()
+    text, count = re.subn(r"(?m)^import gym$", "import gymnasium as gym", text)
+    assert count == 1
+    (tmp_path / "other.py").write_text(text)
+    spec = importlib.util.spec_from_file_location("other", tmp_path / "other.py")
+    other = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(other)
+    shrink(other, monkeypatch)
+    arguments = ["--epochs", "2", "--steps", "3", "--out"]
+    other.main([*arguments, str(tmp_path / "other")])
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert lines(printed.out) == lines(run(capsys, *arguments, tmp_path / "ours"))
+    assert {file.name for file in (tmp_path / "other").iterdir()} == FILES
+
+
+# ---- the animation ----
+
+@pytest.fixture
+def short_play(monkeypatch):
+    """Episodes of 30 steps; what play changes in the environment is put back."""
+    pytest.importorskip("pygame", reason="pygame-ce is not installed")
+    monkeypatch.setattr(ours, "EPISODE", 30)
+    monkeypatch.setattr(ours.env, "show", ours.env.show, raising=False)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+
+def test_play_shows_the_episode_that_it_played(short_play, tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    torch.manual_seed(8)
+    agent = ours.SAC()
+    path = tmp_path / "agent.pt"
+    ours.save_agent(path, agent)
+    before = path.read_bytes()
+    shown = {}
+    for seed in (3, 4):
+        said = run(capsys, "--play", path, "--seed", seed).splitlines()
+        torch.manual_seed(seed)
+        env = ours.MyWrapper()
+        env.reset(seed=seed)
+        state, total, over, pictures = env.reset(), 0.0, False, []
+        while not over:
+            state, reward, over, _ = env.step([agent.get_action(state)])
+            total += float(reward)
+            pictures.append(env.env.render()[::2, ::2].astype(int))
+        assert said == [f"return {total:.1f}", f"animation: {path}.gif"]
+        with image.open(f"{path}.gif") as gif:
+            assert (gif.n_frames, gif.size) == (30, (250, 250))
+            assert (gif.info["duration"], gif.info["loop"]) == (50, 0)
+            for k in (0, 12, 29):
+                gif.seek(k)
+                frame = np.asarray(gif.convert("RGB")).astype(int)
+                wrong = [abs(frame - picture).mean() for picture in pictures]
+                assert np.argmin(wrong) == k and wrong[k] < 0.5
+        shown[seed] = pathlib.Path(f"{path}.gif").read_bytes()
+    assert shown[3] != shown[4]
+    assert path.read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"agent.pt", "agent.pt.gif"}
+
+
+def test_the_seed_of_play_is_0_where_none_is_given(short_play, tmp_path, capsys):
+    ours.save_agent(tmp_path / "agent.pt", ours.SAC())
+    texts = [run(capsys, "--play", tmp_path / "agent.pt", *seed)
+             for seed in ([], ["--seed", 0], ["--seed", 1])]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_checkpoint_can_be_played(whole, short_play, tmp_path, capsys):
+    (tmp_path / "checkpoint.pt").write_bytes((whole[0] / "checkpoint.pt").read_bytes())
+    assert run(capsys, "--play", tmp_path / "checkpoint.pt").startswith("return -")
 
 
 # ---- the picture ----
 
-def test_the_picture_shows_what_it_says(monkeypatch):
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    student, run = ours.CQL(), ours.Run()
-    run.data = played(2).freeze()
-    run.table = {"the data": [-900.0, -800.0], "the teacher": [-150.0, -250.0],
-                 "the student": [-1.0]}
-    run.log = [["teacher", 0, -1500.0, 1.0, 2.0, 9.0], ["teacher", 10, -230.0, 3.0, 4.0, 9.5],
-               ["student", 0, -1400.0, 5.0, 6.0, 9.0], ["student", 2000, -300.0, 7.0, 8.5, 9.5]]
-    figure = ours.draw_curves(run, student)
-    teacher, learner, promise, policy, critic, slices = figure.axes[:6]
-    written = [(axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
-    assert written[:6] == [
+@pytest.fixture
+def figure():
+    module = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed")
+    return module.Figure()
+
+
+def curves(axes):
+    return {line.get_label(): [np.asarray(x).tolist() for x in line.get_data()]
+            for line in axes.lines}
+
+
+def legend(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+NAMES = "stage", "step", "return", "promised", "delivered", "seconds"
+LOG = [dict(zip(NAMES, row)) for row in (
+    ("teacher", 0, -1500.0, 1.0, 2.0, 9.0), ("teacher", 10, -230.0, 3.0, 4.0, 9.5),
+    ("student", 0, -1400.0, 5.0, 6.0, 9.0), ("student", 2000, -300.0, 7.0, 8.5, 9.5))]
+
+
+def test_the_picture_of_the_tests(figure, monkeypatch):
+    monkeypatch.setattr(ours, "GAMMA", 0.95)
+    ours.draw_tests(figure, LOG, -850.0)
+    teacher, student, promise = figure.axes
+    assert [(x.get_title(), x.get_xlabel(), x.get_ylabel()) for x in figure.axes] == [
         ("Teacher, online", "epoch", "return of an episode"),
         ("Student, offline", "update", "return of an episode"),
-        ("Promise and delivery", "update", "discounted sum of (reward + 8) / 8"),
-        ("Student's policy; the data", "angle (degrees, 0 is up)", "speed (rad/s)"),
-        ("Student's critic", "angle (degrees, 0 is up)", "speed (rad/s)"),
-        ("Critic over all torques, | the data's", "torque (N m)", "value")]
-
-    def curves(axes):
-        return {line.get_label(): [np.asarray(x).tolist() for x in line.get_data()]
-                for line in axes.lines if not line.get_label().startswith("_")}
-
-    def legend(axes):
-        return [text.get_text() for text in axes.get_legend().get_texts()]
-
-    assert curves(teacher) == {"teacher": [[0, 10], [-1500, -230]]}
-    assert curves(learner) == {"student": [[0, 2000], [-1400, -300]],
+        ("Promised and delivered", "update", "discounted sum of (reward + 8) / 8")]
+    assert list(curves(teacher).values()) == [[[0, 10], [-1500, -230]]]
+    assert curves(student) == {"student": [[0, 2000], [-1400, -300]],
                                "the data": [[0, 1], [-850, -850]],
                                "the teacher's last test": [[0, 1], [-230, -230]]}
     assert curves(promise) == {"promised": [[0, 2000], [5, 7]], "delivered": [[0, 2000], [6, 8.5]],
-                               "the most possible": [[0, 1], [100, 100]]}
-    for axes in (teacher, learner, promise):
+                               "the most possible": [[0, 1], [pytest.approx(20)] * 2]}
+    for axes in (student, promise):
         assert legend(axes) == list(curves(axes))
 
-    def value(state, torque):
-        """Of the smaller critic, for one state and one torque."""
-        batch = [torch.tensor([x], dtype=torch.float32) for x in (state, [torque])]
-        with torch.no_grad():
-            return min(student.model_value1(*batch).item(), student.model_value2(*batch).item())
 
-    def mean(state):
-        with torch.no_grad():
-            hidden = student.model_action.fc_state(torch.tensor([state], dtype=torch.float32))
-            return 2 * math.tanh(student.model_action.fc_mu(hidden).item())
+def test_the_picture_without_a_teacher(figure):
+    ours.draw_tests(figure, LOG[2:], -850.0)
+    assert list(curves(figure.axes[1])) == ["student", "the data"]
 
-    (torques,), (values,) = ([mesh for mesh in axes.collections] for axes in (policy, critic))
-    torques_at, values_at = (mesh.get_array().reshape(121, 121) for mesh in (torques, values))
-    for i, j in ((0, 0), (0, 120), (120, 0), (60, 60), (13, 77), (99, 30), (40, 101)):
-        angle, speed = -math.pi + j * math.pi / 60, -8 + i * 16 / 120
-        state = [math.cos(angle), math.sin(angle), speed]
-        assert torques_at[i, j] == pytest.approx(mean(state), abs=1e-4)
-        assert values_at[i, j] == pytest.approx(value(state, mean(state)), abs=1e-4)
-        for mesh in (torques, values):                          # of this cell
-            corners = mesh.get_coordinates()[i:i + 2, j:j + 2].mean(axis=(0, 1))
-            assert corners.tolist() == pytest.approx([math.degrees(angle), speed], abs=1e-3)
-    assert written[6:] == [("", "", "torque at the policy's mean (N m)"),
-                           ("", "", "its value, clipped to the data's")]
-    rows = run.data.rows
-    mine = [value(row[:3].tolist(), row[3]) for row in rows]
-    assert values.get_clim() == pytest.approx(np.percentile(mine, [1, 99]), abs=1e-4)
-    dots = policy.lines[0].get_xydata()
+
+def own_delivery(student, state, torque):
+    """Mean over 20 episodes in the environment itself: this torque, then the student's policy."""
+    envs = [ours.MyWrapper() for _ in range(20)]
+    for env in envs:
+        env.reset(seed=0)
+        env.unwrapped.state = np.array([math.atan2(state[1], state[0]), state[2]], float)
+    torques = [torque] * 20
+    scaled = []
+    torch.manual_seed(0)
+    for t in range(ours.EPISODE):
+        steps = [env.step([x]) for env, x in zip(envs, torques)]
+        scaled.append([(step[1] + 8) / 8 for step in steps])
+        with torch.no_grad():
+            torques = student.model_action(torch.tensor(np.stack([step[0] for step in steps])))[0]
+        torques = torques[:, 0].tolist()
+    scaled = np.mean(scaled, axis=1)
+    tail = 0.99 ** len(scaled) / 0.01 * scaled[-20:].mean()
+    return sum(0.99 ** t * x for t, x in enumerate(scaled)) + tail
+
+
+def test_the_picture_of_the_torques(figure, monkeypatch):
+    monkeypatch.setattr(ours, "EPISODE", 70)
+    torch.manual_seed(3)
+    student, data = ours.CQL(), played(6)
+    data.rows[140:, [1, 2, 3, 6, 7]] *= -1                          # as in a mirror
+    for _ in range(20):
+        student.train(*data.get_sample())
+    ours.draw_torques(figure, data, student)
+    rows = data.rows
     angles = np.degrees(np.arctan2(rows[:, 1], rows[:, 0]))
-    np.testing.assert_allclose(dots[:, 0], angles, atol=1e-3)
-    np.testing.assert_array_equal(dots[:, 1], rows[:, 2])
+    away = np.hypot(np.radians(angles), rows[:, 2] / 8)
+    beyond = np.hypot(math.pi - abs(np.radians(angles)), rows[:, 2] / 8)
+    chosen = [away.argmin(), abs(rows[:, 2]).argmax(), beyond.argmin()]
+    assert len(set(chosen)) == 3 and len(figure.axes) == 3
+    assert rows[chosen[1], 2] < 0 and angles[chosen[2]] < 0         # their sizes count
+    for axes, k in zip(figure.axes, chosen):
+        state = rows[k, :3]
+        assert axes.get_title() == f"{angles[k]:.0f} degrees from upright, {state[2]:.1f} rad/s"
+        assert axes.get_xlabel() == "torque of this step (N m); then the policy's"
+        lines_of = {line.get_label(): line for line in axes.lines}
+        assert list(lines_of) == ["promised", "delivered", "data near here", "the policy's torque"]
+        torques, promised = lines_of["promised"].get_data()
+        np.testing.assert_allclose(torques, np.linspace(-2, 2, 41), atol=1e-6)
+        with torch.no_grad():
+            pair = (torch.from_numpy(state).expand(41, 3),
+                    torch.linspace(-2, 2, 41).reshape(41, 1))
+            value = torch.min(student.model_value1(*pair), student.model_value2(*pair))
+            hidden = student.model_action.fc_state(pair[0][:1])
+            mean = 2 * math.tanh(student.model_action.fc_mu(hidden).item())
+        np.testing.assert_allclose(np.ravel(promised), value[:, 0], atol=1e-4)
+        torques, delivered = lines_of["delivered"].get_data()
+        np.testing.assert_allclose(torques, np.linspace(-2, 2, 41), atol=1e-6)
+        for j in (0, 25, 40):
+            own = own_delivery(student, state, torques[j])
+            assert delivered[j] == pytest.approx(own, abs=0.02)
+        near = (abs(rows[:, :3] - state) < 0.3).all(axis=1)
+        assert 0 < near.sum() < len(rows)
+        np.testing.assert_array_equal(lines_of["data near here"].get_xdata(), rows[near, 3])
+        assert np.ravel(lines_of["the policy's torque"].get_xdata()) == pytest.approx(mean)
+        for name in ("data near here", "the policy's torque"):
+            heights = np.ravel(lines_of[name].get_ydata())
+            assert ((0 < heights) & (heights < 0.2)).all()          # of the panel, from its bottom
+            assert lines_of[name].get_transform() == axes.get_xaxis_transform()
+    assert figure.axes[0].get_ylabel() == "discounted sum of (reward + 8) / 8"
+    assert legend(figure.axes[0]) == list(lines_of)
+    limits = {axes.get_ylim() for axes in figure.axes}
+    assert len(limits) == 1                                         # they can be compared
 
-    drawn, marks = slices.lines[0::2], slices.lines[1::2]
-    assert (len(drawn), len(marks)) == (3, 3)
-    for k, row in enumerate(rows[[100, 200, 300]]):
-        torque, y = drawn[k].get_data()
-        np.testing.assert_allclose(torque.flatten(), np.linspace(-2, 2, 81), atol=1e-6)
-        np.testing.assert_allclose(
-            np.asarray(y).flatten(), [value(row[:3].tolist(), u) for u in np.linspace(-2, 2, 81)],
-            atol=1e-4)
-        angle = math.degrees(math.atan2(row[1], row[0]))
-        assert legend(slices)[k] == f"{angle:.0f} degrees, {row[2]:.1f} rad/s"
-        torque, y = marks[k].get_data()
-        near = rows[(abs(rows[:, :3] - row[:3]) < 0.3).all(axis=1), 3]
-        np.testing.assert_array_equal(torque.flatten(), near)
-        np.testing.assert_allclose(
-            np.asarray(y).flatten(), [value(row[:3].tolist(), u) for u in near], atol=1e-4)
-        assert marks[k].get_marker() == "|" and marks[k].get_color() == drawn[k].get_color()
+
+def test_what_is_delivered_leaves_all_chance_as_it_was(monkeypatch):
+    monkeypatch.setattr(ours, "EPISODE", 20)
+    agent = ours.SAC()
+    before = torch.get_rng_state()
+    one, other = (ours.deliver(agent, np.tile([1.0, 0.0, 0.0], (2, 1)), np.zeros(2))
+                  for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert one.tolist() == other.tolist() and one[0] != one[1]
 
 
-def test_the_picture_without_a_teacher():
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    run = ours.Run()
-    run.data, run.table = played(1).freeze(), {"the data": [-900.0]}
-    figure = ours.draw_curves(run, ours.SAC())
-    assert [line.get_label() for line in figure.axes[1].lines] == ["student", "the data"]
+def test_the_png_is_of_this_run_and_its_trained_student(tmp_path, capsys, monkeypatch):
+    module = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed")
+    monkeypatch.setattr(ours, "EPISODE", 64)
+    monkeypatch.setattr(ours, "UPDATES", 3)
+    drawn = {}
+    tests, torques = ours.draw_tests, ours.draw_torques
+
+    def draw_tests(figure, log, mean):
+        drawn["log"], drawn["mean"] = copy.deepcopy(log), mean
+        tests(figure, log, mean)
+
+    def draw_torques(figure, data, student):
+        drawn["data"], drawn["student"] = data.rows, copy.deepcopy(student)
+        figure.subplots(1, 3)
+
+    monkeypatch.setattr(ours, "draw_tests", draw_tests)
+    monkeypatch.setattr(ours, "draw_torques", draw_torques)
+    out = tmp_path / "run"
+    text = run(capsys, "--epochs", 2, "--steps", 4, "--out", out)
+    assert equal(drawn["student"], ours.load_agent(out / "student.pt"))
+    torch.manual_seed(0)
+    assert not equal(drawn["student"], ours.CQL())
+    np.testing.assert_array_equal(drawn["data"], ours.load_dataset(out / "dataset.npz").rows)
+    assert [(row["stage"], row["step"]) for row in drawn["log"]] == [
+        ("teacher", 0), ("teacher", 1), ("student", 0), ("student", 3)]
+    assert drawn["mean"] == pytest.approx(table(text)["the data"][1], abs=0.051)
+
+    figure = module.Figure(figsize=(13, 7.5), layout="constrained")
+    upper, lower = figure.subfigures(2, 1)
+    tests(upper, drawn["log"], drawn["mean"])
+    lower.subplots(1, 3)
+    figure.savefig(tmp_path / "own.png")
+    assert (out / "curves.png").read_bytes() == (tmp_path / "own.png").read_bytes()
 
 
 # ---- what is written about it ----
 
-def help_text(capsys, monkeypatch):
+def test_import_is_silent_and_changes_nothing():
+    code = ("import signal, torch; now = lambda: [torch.get_num_threads(), "
+            "signal.pthread_sigmask(0, []), *map(signal.getsignal, (1, 2, 15))]; "
+            "old = now(); import cql_pendulum; assert now() == old; "
+            "assert (torch.tensor([1e-40]) * 1).item() != 0")
+    done = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_help_explains_every_option(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stop:
         ours.main(["--help"])
     assert stop.value.code == 0
-    return capsys.readouterr().out
-
-
-def test_help_explains_every_option(capsys, monkeypatch):
-    entries = re.split(r"\n  (?=-)", help_text(capsys, monkeypatch).split("options:")[1])[1:]
+    text = capsys.readouterr().out
+    entries = re.split(r"\n  (?=-)", text.split("options:")[1])[1:]
     named = {re.search(r"--([a-z-]+)", entry)[1]: entry for entry in entries}
-    assert named.keys() == {"help", *(name.replace("_", "-") for name in
-                                      vars(ours.parse_options([])))}
+    options = vars(ours.parse_options([]))
+    assert named.keys() == {"help", *(name.replace("_", "-") for name in options)}
     for name, entry in named.items():
         words = re.sub(r"^.*?(  +|\n +)", "", entry, count=1)
         assert len(words.split()) >= 3, name
-    for name, default in (("seed", "0"), ("epochs", "100"), ("steps", "50000"), ("weight", "5.0"),
-                          ("student", "cql")):
-        assert f"({default})" in named[name]
+    for name in ("seed", "epochs", "steps", "student", "random"):
+        assert f"({options[name]})" in named[name]
+    assert f"({ours.CQL().weight})" in named["weight"]
+    assert "(all)" in named["last"] and "(none)" in " ".join(named["as-printed"].split())
     assert all(name in " ".join(named["as-printed"].split()) for name in ours.ERRATA)
+    assert "{cql,sac,bc}" in named["student"]
 
 
 def test_readme_links_to_the_errata():
@@ -676,33 +817,44 @@ def test_the_scripts_own_requirements_are_those_of_the_file():
 
 # ---- what is saved comes back ----
 
-def test_saved_agents_come_back_whole(tmp_path):
+@pytest.mark.parametrize("as_text", [str, pathlib.Path])
+def test_saved_agents_come_back_whole(as_text, tmp_path):
     agent, data = ours.CQL(as_printed={"sign"}, weight=0.5), played(1)
     agent.train(*data.get_sample())
-    ours.save_agent(tmp_path / "agent.pt", agent)
-    other, _ = ours.load_agent(tmp_path / "agent.pt")
+    path = as_text(tmp_path / "agent.pt")
+    ours.save_agent(path, agent)
+    other = ours.load_agent(path)
     assert (type(other), other.as_printed, other.weight) == (ours.CQL, {"sign"}, 0.5)
+    assert equal(agent, other)
     batch = data.get_sample()
     for each in (agent, other):
         torch.manual_seed(5)
         each.train(*batch)
-    pairs = zip(ours.tensors(ours.parts(agent)), ours.tensors(ours.parts(other)), strict=True)
-    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+    assert equal(agent, other)                                      # Adam's averages came along
 
 
-def test_saved_datasets_come_back_whole(tmp_path):
+@pytest.mark.parametrize("as_text", [str, pathlib.Path])
+def test_saved_datasets_come_back_whole(as_text, tmp_path):
     data = played(1)
     data.rows[7, 8] = 1
-    ours.save_dataset(data, tmp_path / "data.npz")
-    other = ours.load_dataset(tmp_path / "data.npz")
-    assert other.frozen
+    path = as_text(tmp_path / "data.npz")
+    ours.save_dataset(path, data)
+    other = ours.load_dataset(path, as_printed={"timeout"})
+    assert not other.frozen and other.as_printed == {"timeout"}
     np.testing.assert_array_equal(other.rows, data.rows)
 
 
-def test_the_command_to_go_on_is_the_one_that_was_typed(monkeypatch):
-    monkeypatch.setattr(ours, "__name__", "__main__")
-    monkeypatch.setattr(sys, "argv", ["my dir/cql_pendulum.py", "--epochs", "3"])
-    monkeypatch.setattr(sys, "orig_argv", ["python3", "-u", *sys.argv])
-    words = shlex.split(ours.go_on(pathlib.Path("-a b'c")))
-    assert words == ["python3", "-u", "my dir/cql_pendulum.py", "--resume=-a b'c"]
-    assert ours.parse_options(words[3:]).resume == pathlib.Path("-a b'c")
+def test_an_agent_of_a_learners_own_class_comes_back(tmp_path):
+    class Mine(ours.CQL):
+        def __init__(self):
+            super().__init__()
+            self.losses = 7
+
+    agent = Mine()
+    agent.losses = 12
+    ours.save_agent(tmp_path / "mine.pt", agent)
+    other = Mine()
+    ours.restore_agent(other, ours.read_agent(tmp_path / "mine.pt"))
+    assert other.losses == 12 and equal(other, agent)
+    with pytest.raises(ours.UserError, match="Mine"):
+        ours.load_agent(tmp_path / "mine.pt")
