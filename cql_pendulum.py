@@ -593,7 +593,7 @@ def evaluate(agent, seeds):
 
 
 def discounted(rewards):
-    """What rewards, [T, n], deliver in the critics' unit, [n]: the discounted sum of (reward + 8) / 8
+    """What rewards, [T, n], deliver in the critics' unit, [n]: the discounted (reward + 8) / 8
     with a tail as if the mean of the last 20 went on for ever; at most 1 / (1 - 0.99) = 100."""
     scaled = (rewards + SCALE) / SCALE
     tail = GAMMA ** len(rewards) / (1 - GAMMA) * scaled[-20:].mean(axis=0)
@@ -663,7 +663,7 @@ def choose_episodes(data, options):
     last = len(found) if options.last is None else options.last
     if last > len(found):
         raise UserError(f"--last {last}: the data has {len(found)} episodes")
-    chosen = Data()
+    chosen = Data(data.as_printed)
     random_agent = types.SimpleNamespace(get_action=lambda state: random.uniform(-TORQUE, TORQUE))
     seed_everything(options.seed)
     for _ in range(options.random):
