@@ -593,7 +593,7 @@ def evaluate(agent, seeds):
 
 
 def discounted(rewards):
-    """What rewards, [T, n], deliver in the critics' unit, [n]: the discounted (reward + 8) / 8
+    """What rewards, [T, n], deliver in the critics' unit, [n]: their discounted sum after scaling,
     with a tail as if the mean of the last 20 went on for ever; at most 1 / (1 - 0.99) = 100."""
     scaled = (rewards + SCALE) / SCALE
     tail = GAMMA ** len(rewards) / (1 - GAMMA) * scaled[-20:].mean(axis=0)
