@@ -1108,31 +1108,36 @@ def same_digits(_):
 def page_numbers(runs):
     """For each of the page's seven sentences the measured number, in plain English."""
     far = runs.measure("last 10", "sac", 4000, "swing far minus near")
+    standing = runs.measure("last 10", "sac", 4000, "stand far minus near")
     contrasts = [runs.values("last 10", name, lambda line: at(line, 4000, 4))
                  for name in ("cql", "sac")]
-    steps = {name: middle(runs.values("last 40", name, drift)) for name in ("cql", "sac")}
+    steps = {name: middle(runs.values("last 10", name, drift)) for name in ("cql", "sac")}
     means = runs.values("random 20", "cql", lambda line: line["data mean"])
     exceeds = [line["return"] > line["data mean"]
                for line in runs.get("random 20", "cql").values()]
     mixed = [typical(runs, "random 10 + last 10", name) for name in ("cql", "sac")]
     weights = [signed(iqm(weight_values(runs, "all", name, runs.gain)))
                for name in ("cql, weight 0.2", "cql")]
+    narrow = [signed(iqm(weight_values(runs, "last 10", name, runs.gain)))
+              for name in ("cql, weight 0.2", "cql")]
     return {
         '"... assigns high Q-values to actions not seen in the dataset"':
-            f"at update 4,000 SAC promises {number(abs(iqm(far)), 1)} {more_or_less(iqm(far))} for "
-            f"a torque far from the data's than for one near it ({len(far)} seeds)",
+            f"at update 4,000 it promises {number(abs(iqm(far)), 1)} {more_or_less(iqm(far))} too "
+            f"much for a torque far from the data's than for a near one where the pendulum swings, "
+            f"{number(abs(iqm(standing)), 1)} {more_or_less(iqm(standing))} where it stands "
+            f"({len(far)} seeds)",
         '"... penalized relative to the in-dataset Q-value"':
-            f"at update 4,000 CQL puts the data's torque {middle(contrasts[0], 1)} above the mean "
-            f"of all torques, SAC {middle(contrasts[1], 2)} ({len(contrasts[0])} seeds)",
+            f"at update 4,000 CQL's critic puts the data's torque {middle(contrasts[0], 1)} above "
+            f"the mean of all torques, SAC's {middle(contrasts[1], 2)} ({len(contrasts[0])} seeds)",
         '"... never drifts far from the training distribution"':
-            f"on the last 40 episodes {steps['cql']} % of CQL's steps are outside the data, "
-            f"{steps['sac']} % of SAC's ({len(runs.values('last 40', 'cql', drift))} seeds)",
+            f"{steps['cql']} % of CQL's steps leave what the data has, {steps['sac']} % of SAC's "
+            f"({len(runs.values('last 10', 'cql', drift))} seeds)",
         '"... cannot exceed the data quality"':
             f"on random torques, which return {middle(means)}, CQL returns "
-            f"{typical(runs, 'random 20', 'cql')}, and more than its data on {count(exceeds)} "
-            f"seeds",
+            f"{typical(runs, 'random 20', 'cql')}, more than its data on {count(exceeds)} seeds, "
+            f"and SAC {typical(runs, 'random 20', 'sac')}",
         '"... a diverse mixture of behaviors, including near-optimal demonstrations"':
-            f"on 10 random and the last 10 episodes CQL returns {mixed[0]} and SAC {mixed[1]} "
+            f"on 10 random and the last 10 episodes SAC returns {mixed[1]}, CQL {mixed[0]} "
             f"({runs.how_many('random 10 + last 10')} seeds)",
         "the page's formulas":
             f"teachers return typically {middle(finals(runs.printed))} with the page's formulas "
@@ -1140,7 +1145,8 @@ def page_numbers(runs):
             f"({len(runs.printed)} seeds)",
         "`loss_value += 5.0 * ...`":
             f"on all episodes CQL ends {weights[1]} from its teacher with weight 5, {weights[0]} "
-            f"with 0.2 ({len(weight_seeds(runs, 'all'))} seeds)",
+            f"with 0.2; on the last 10 {narrow[1]} and {narrow[0]} "
+            f"({len(weight_seeds(runs, 'all'))} seeds)",
     }
 
 
@@ -1148,13 +1154,21 @@ def more_numbers(runs):
     """Other figures of README."""
     yield f"{len(runs.lines)} of {len(study.grid())} planned runs are done"
     ten = runs.to_teacher("last 10", "sac")
-    yield f"on the last 10 SAC fails on {count(ten < -FAILS)} seeds"
+    yield f"SAC fails on {count(ten < -FAILS)} seeds"
     _, over_bc, both = last_85(runs)
-    yield (f"on the last 85 CQL beats both on {count(both > 0)} seeds, imitation by "
-           f"{middle(over_bc)}")
+    yield f"CQL beats both on {count(both > 0)} seeds, imitation by {middle(over_bc)}"
     below = runs.minus(("all", "cql"), ("all", "sac"))
-    yield f"on all episodes CQL ends below SAC on {count(below < 0)} seeds"
-    yield f"the worst teacher with the page's formulas returns {number(lowest(runs.printed))}"
+    yield f"CQL ends below SAC on {count(below < 0)} seeds"
+    yield f"The worst teacher with the page's formulas returns {number(lowest(runs.printed))}"
+    best = runs.measure("last 10", "sac", 4000, "best of the nearest")
+    chance = runs.measure("last 10", "sac", 4000, "random of the nearest")
+    worse = runs.measure_pairs("last 10", "sac", 4000, "best of the nearest",
+                               "random of the nearest") < 0
+    yield (f"taking the torque that its critic likes best returns {middle(best)}, taking one by "
+           f"chance {middle(chance)}: worse on {count(worse)} seeds")
+    good = [iqm(runs.measure("last 10", name, 20_000, "swing rank density"))
+            for name in ("cql", "sac")]
+    yield f"correlation {good[0]:.2f} with how often the data has a torque, SAC's {good[1]:.2f}"
 
 
 def readme(runs):
