@@ -49,7 +49,6 @@ class Study:
         self.teachers, self.printed, self.again = {}, {}, []
         self.alone = {name: {} for name in study.ERRATA}     # teachers with one erratum
         self.groups = {}
-        check_machines(self.lines)
         for line in self.lines:
             errata, seed = line["as_printed"], line["seed"]
             if line["kind"] == "teacher" and not errata:
@@ -133,15 +132,6 @@ class Study:
         one = self.measured(data, name, update, one)
         other = self.measured(data, name, update, other)
         return known([one[seed] - other[seed] for seed in one if seed in other])
-
-
-def check_machines(lines):
-    """ValueError where a seed has lines of two machines: other teachers, other data."""
-    machine = {}
-    for line in lines:
-        if machine.setdefault(line["seed"], line["cpu"]) != line["cpu"]:
-            raise ValueError(f"seed {line['seed']} of results/study.jsonl has lines of "
-                             f"{machine[line['seed']]} and {line['cpu']}; keep those of one")
 
 
 def name_of(line):

@@ -112,18 +112,35 @@ def key(line):
     return json.dumps({name: line[name] for name in names})
 
 
-def finished():
-    """{key: line} of the lines that count: of this program, or of one that results/same.jsonl shows
-    to give the same numbers. The first line of a key stays: its seed's other lines are of the same
-    machine."""
+def counting():
+    """The lines that count: of this program, or of one that results/same.jsonl shows to give the
+    same numbers."""
     file = RESULTS / "study.jsonl"
-    counting = {program(), *same_programs()}
+    programs = {program(), *same_programs()}
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [line for line in lines if line["program"] in programs]
+
+
+def finished():
+    """{key: line} of the lines that count. A seed's teacher, and so its data, differ from machine to
+    machine: a seed has the lines of the one that ran the most of it."""
+    seeds = {}
+    for line in counting():
+        machines = seeds.setdefault(line["seed"], {})
+        machines.setdefault(line["cpu"], {}).setdefault(key(line), line)
     found = {}
-    for line in lines:
-        if line["program"] in counting:
-            found.setdefault(key(line), line)
+    for machines in seeds.values():
+        found.update(max(machines.values(), key=len))
     return found
+
+
+def missing(cells, cpu):
+    """The cells to run on this machine: of a seed that no machine has finished, all that this one
+    lacks."""
+    have = finished()
+    unfinished = {one["seed"] for one in cells if key(one) not in have}
+    mine = {key(line) for line in counting() if line["cpu"] == cpu}
+    return [one for one in cells if one["seed"] in unfinished and key(one) not in mine]
 
 
 def same_programs():
@@ -333,8 +350,7 @@ def run_cell(cell):
 def work(cells, processes):
     """Run the cells that are missing; students after the teachers, whose data they need."""
     RESULTS.mkdir(exist_ok=True)
-    have = finished()
-    todo = [cell for cell in cells if key(cell) not in have]
+    todo = missing(cells, machine()["cpu"])
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
         spent, done = 0.0, 0
         for teachers in (True, False):

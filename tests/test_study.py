@@ -280,12 +280,20 @@ def test_numbers_as_text():
     assert report.both_returns(outcomes, apart) == "-163 (-163 to -163); -152"
 
 
-def test_a_seed_has_one_machine():
-    lines = [a_line(study.cell(kind, 3, "all")) for kind in ("sac", "cql")]
-    report.check_machines(lines)
-    lines[1]["cpu"] = "another"
-    with pytest.raises(ValueError, match="seed 3 .* one and another"):
-        report.check_machines(lines)
+def test_a_seed_has_the_lines_of_one_machine(tmp_path, monkeypatch):
+    """Of three cells of seed 3 machine "one" ran two and "another" one; seed 4 is done."""
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    cells = [study.cell(kind, 3, "all") for kind in ("sac", "cql", "bc")]
+    done = study.cell("sac", 4, "all")
+    now = study.program()
+    lines = [a_line(one, now) for one in (cells[0], cells[0], cells[1], done)]
+    lines[0]["cpu"] = "another"
+    (tmp_path / "study.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert {line["cpu"] for line in study.finished().values()} == {"one"}
+    assert len(study.finished()) == 3
+    assert study.missing([*cells, done], "one") == [cells[2]]
+    assert study.missing([*cells, done], "another") == cells[1:]
+    assert study.missing([*cells, done], "a third") == cells
 
 
 def part_of_the_cells():
