@@ -1158,7 +1158,7 @@ def more_numbers(runs):
            f"chance {middle(chance)}: worse on {count(worse)} seeds")
     good = [iqm(runs.measure("last 10", name, 20_000, "swing rank density"))
             for name in ("cql", "sac")]
-    yield f"correlation {good[0]:.2f} with how often the data has a torque, SAC's {good[1]:.2f}"
+    yield f"rank correlation of {good[0]:.2f} with how often the data has a torque, SAC's {good[1]:.2f}"
 
 
 def readme(runs):
