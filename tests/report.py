@@ -30,7 +30,7 @@ def report():
     runs = Study()
     parts = []
     for part in (first_page, returns_of_students, promises, torques_measured, interventions, errata,
-                 verdicts, other_tables, same_digits):
+                 verdicts, other_tables, same_digits, quoted):
         parts += part(runs)
     (study.RESULTS / "study.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
     for draw in (draw_last10, draw_students, draw_regimes):
@@ -273,11 +273,6 @@ def first_page(runs):
     yield "\nTypical return of the final 100 episodes:\n"
     yield table(["data", *STUDENTS, "their teachers", "seeds"], four_rows(runs))
     yield "![Every student's return by data set](regimes.png)\n"
-    yield "What README quotes, in its words:\n"
-    for sentence, figure in page_numbers(runs).items():
-        yield bullet(f"{sentence}: {figure}.")
-    yield bullet("; ".join(more_numbers(runs)) + ".")
-    yield ""
     yield from definitions(runs)
 
 
@@ -328,22 +323,21 @@ def findings(runs):
            f"returned {middle(means)} ({runs.how_many('random 20')} seeds).")
     difference = runs.measure("last 10", "sac", 4000, "swing far minus near")
     standing = runs.measure("last 10", "sac", 4000, "stand far minus near")
+    near = runs.measure("last 10", "sac", 4000, "swing excess near")
+    far = runs.measure("last 10", "sac", 4000, "swing excess far")
     yield ("Unseen torques", len(difference),
            f"At update 4,000 sac of the last 10 over-estimates a torque far from the "
            f"data's by {number(abs(iqm(difference)), 1)} {more_or_less(iqm(difference))} than a "
-           f"near one in the same swinging state ({signed(iqm(standing), 1)} in standing ones); by "
-           f"more on {count(difference > 0)} seeds.")
+           f"near one in the same swinging state, by more on {count(difference > 0)} seeds; in "
+           f"standing ones the difference is {spread(standing, 1)}. All of them are promised too "
+           f"much: near {middle(near, 1)}, far {middle(far, 1)} in swinging states.")
     share = runs.measure("last 10", "sac", 10_000, "own neither share")
-    bonus = runs.measure("last 10", "sac", 10_000, "swing bonus")
-    plainly = runs.measure_pairs("last 10", "sac", 10_000, "swing promised", "swing delivered")
     yield ("Unseen states", len(share),
-           f"Along its own episodes at update 10,000 it promises "
-           f"{own(runs, 'both')} too much where the data has state and torque, "
-           f"{own(runs, 'state only')} where it has the state only, {own(runs, 'neither')} where "
-           f"it has neither, which is {number(100 * iqm(share))} % of its steps "
-           f"({len(share)} seeds); like with like, that is with a bonus of "
-           f"{middle(bonus)} in swinging states. Without it, promise minus delivery is there "
-           f"{signed(iqm(plainly))}.")
+           f"Along its own episodes at update 10,000 sac of the last 10 promises too much, like "
+           f"with like (see Words): by {own(runs, 'both')} where the data has state and torque, by "
+           f"{own(runs, 'state only')} where it has the state only, by {own(runs, 'neither')} "
+           f"where it has neither; these are {number(100 * iqm(share))} % of its steps "
+           f"({len(share)} seeds).")
     best = runs.measure("last 10", "sac", 4000, "best of the nearest")
     chance = runs.measure("last 10", "sac", 4000, "random of the nearest")
     worse = runs.measure_pairs("last 10", "sac", 4000, "best of the nearest",
@@ -351,7 +345,8 @@ def findings(runs):
     yield ("The order of seen torques", len(best),
            f"At update 4,000 the best by sac's critic among the "
            f"torques of the 20 nearest rows returns {middle(best)}, a random one of them "
-           f"{middle(chance)}; the best is worse on {count(worse)} seeds. Over all torques of a "
+           f"{middle(chance)}; both fail, as after a few steps the pendulum is where the data "
+           f"never was, but the best is worse on {count(worse)} seeds. Over all torques of a "
            f"state the rank correlation of its promises with what it then delivers is "
            f"{own_order(runs, 'swing')} where it swings and {own_order(runs, 'stand')} where it "
            f"stands.")
@@ -365,8 +360,9 @@ def findings(runs):
            f"{number(abs(iqm(pushed)))} {more_or_less(iqm(pushed))} for far torques than for near "
            f"ones, like with like, in swinging states. The rank correlation of its promises with "
            f"the data's density / with what a good policy delivers is "
-           f"{ranks(runs, 'last 10', 'cql')} on the last 10 and {ranks(runs, 'all', 'cql')} on "
-           f"all; sac of all: {ranks(runs, 'all', 'sac')}.")
+           f"{ranks(runs, 'last 10', 'cql')} on the last 10, sac's "
+           f"{ranks(runs, 'last 10', 'sac')}; on all {ranks(runs, 'all', 'cql')}, sac's "
+           f"{ranks(runs, 'all', 'sac')}.")
     paired = known([line["return"] - runs.teachers[seed]["return"]
                     for seed, line in runs.printed.items()])
     students = runs.pairs(("all", "cql"), ("all", "cql as printed"))
@@ -1095,10 +1091,19 @@ def same_digits(_):
 
 # README's figures
 
+def quoted(runs):
+    yield "## What README quotes, in its words\n"
+    for sentence, figure in page_numbers(runs).items():
+        yield bullet(f"{sentence}: {figure}.")
+    for figure in more_numbers(runs):
+        yield bullet(figure)
+    yield ""
+
+
 def page_numbers(runs):
     """For each of the page's seven sentences the measured number, in plain English."""
-    far = runs.measure("last 10", "sac", 4000, "swing far minus near")
-    standing = runs.measure("last 10", "sac", 4000, "stand far minus near")
+    near = runs.measure("last 10", "sac", 4000, "swing excess near")
+    far = runs.measure("last 10", "sac", 4000, "swing excess far")
     contrasts = [runs.values("last 10", name, lambda line: at(line, 4000, 4))
                  for name in ("cql", "sac")]
     steps = {name: middle(runs.values("last 10", name, drift)) for name in ("cql", "sac")}
@@ -1112,30 +1117,29 @@ def page_numbers(runs):
               for name in ("cql, weight 0.2", "cql")]
     return {
         '"... assigns high Q-values to actions not seen in the dataset"':
-            f"at update 4,000 it promises {number(abs(iqm(far)), 1)} {more_or_less(iqm(far))} too "
-            f"much for a torque far from the data's than for a near one where the pendulum swings, "
-            f"{number(abs(iqm(standing)), 1)} {more_or_less(iqm(standing))} where it stands "
-            f"({len(far)} seeds)",
+            f"at update 4,000 it promises {middle(near)} too much for torques close to the data's, "
+            f"{middle(far)} too much for the others ({len(far)} seeds)",
         '"... penalized relative to the in-dataset Q-value"':
             f"at update 4,000 CQL's critic puts the data's torque {middle(contrasts[0], 1)} above "
             f"the mean of all torques, SAC's {middle(contrasts[1], 2)} ({len(contrasts[0])} seeds)",
         '"... never drifts far from the training distribution"':
-            f"{steps['cql']} % of CQL's steps leave what the data has, {steps['sac']} % of SAC's "
-            f"({len(runs.values('last 10', 'cql', drift))} seeds)",
+            f"{steps['cql']} % of CQL's steps are a state and torque that the data does not have, "
+            f"of SAC's {steps['sac']} % ({len(runs.values('last 10', 'cql', drift))} seeds)",
         '"... cannot exceed the data quality"':
             f"on random torques, which return {middle(means)}, CQL returns "
             f"{typical(runs, 'random 20', 'cql')}, more than its data on {count(exceeds)} seeds, "
             f"and SAC {typical(runs, 'random 20', 'sac')}",
         '"... a diverse mixture of behaviors, including near-optimal demonstrations"':
-            f"on 10 random and the last 10 episodes SAC returns {mixed[1]}, CQL {mixed[0]} "
+            f"on 10 random and the last 10 episodes SAC returns {mixed[1]}, on random episodes "
+            f"alone {typical(runs, 'random 20', 'sac')} "
             f"({runs.how_many('random 10 + last 10')} seeds)",
         "the page's formulas":
             f"teachers return typically {middle(finals(runs.printed))} with the page's formulas "
             f"and {middle(finals(same_teachers(runs, runs.printed)))} with the right ones "
             f"({len(runs.printed)} seeds)",
         "`loss_value += 5.0 * ...`":
-            f"on all episodes CQL ends {weights[1]} from its teacher with weight 5, {weights[0]} "
-            f"with 0.2; on the last 10 {narrow[1]} and {narrow[0]} "
+            f"minus its teacher, with weight 5 / 0.2, CQL returns on all {weights[1]} / "
+            f"{weights[0]}, on the last 10 {narrow[1]} / {narrow[0]} "
             f"({len(weight_seeds(runs, 'all'))} seeds)",
     }
 
@@ -1156,9 +1160,22 @@ def more_numbers(runs):
                                "random of the nearest") < 0
     yield (f"taking the torque that its critic likes best returns {middle(best)}, taking one by "
            f"chance {middle(chance)}: worse on {count(worse)} seeds")
-    good = [iqm(runs.measure("last 10", name, 20_000, "swing rank density"))
-            for name in ("cql", "sac")]
-    yield f"rank correlation of {good[0]:.2f} with how often the data has a torque, SAC's {good[1]:.2f}"
+    density = runs.measure("last 10", "cql", 20_000, "swing rank density")
+    yield f"rank correlation of {iqm(density):.2f} with how often the data has a torque"
+    yield (f"rank correlation of what it promises for the torques of a state with what they "
+           f"deliver is {own_order(runs, 'swing')}")
+    clones = runs.values("last 10", "clone target", lambda line: last(line, 1))
+    promised = runs.values("last 10", "clone target", lambda line: last(line, 2))
+    plain = [runs.get("last 10", "sac")[seed] for seed in runs.get("last 10", "clone target")]
+    plain_returns = known([at(line, 20_000, 1) for line in plain])
+    plain_promised = known([at(line, 20_000, 2) for line in plain])
+    yield (f"promises {middle(promised)} instead of {middle(plain_promised)}, and returns "
+           f"{middle(clones)} instead of {middle(plain_returns)} ({len(clones)} seeds)")
+    uniform = runs.values("last 10", "uniform torques", lambda line: last(line, 1))
+    yield f"it still returns {middle(uniform)} ({len(uniform)} seeds)"
+    passed = known([above_100(line) or math.nan for line in runs.get("last 10", "sac").values()])
+    yield f"passes 100 at update {number(np.median(passed))}"
+    yield f"CQL {runs.pairs(('all', 'cql'), ('all', 'cql as printed'))}"
 
 
 def readme(runs):

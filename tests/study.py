@@ -122,8 +122,8 @@ def counting():
 
 
 def finished():
-    """{key: line} of the lines that count. A seed's teacher, and so its data, differ from machine to
-    machine: a seed has the lines of the one that ran the most of it."""
+    """{key: line} of the lines that count. A seed's teacher, and so its data, differ from machine
+    to machine: a seed has the lines of the one that ran the most of it."""
     seeds = {}
     for line in counting():
         machines = seeds.setdefault(line["seed"], {})

@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import random
+import re
 import textwrap
 
 import numpy as np
@@ -522,3 +523,28 @@ def test_readme_has_the_figures_of_the_results():
     figures = [*report.readme(runs)]
     missing = [figure for figure in figures if figure not in text]
     assert not missing, "README lacks:\n" + "\n".join(missing)
+
+
+def numbers(text):
+    """The numbers in a text as README writes them, whole: -1,530 and -155.4 as -1530 and -155."""
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return {round(float(number.replace(",", ""))) for number in found}
+
+
+def test_readmes_experiments_are_those_of_tryit():
+    """Each command of "Try it" stands in results/tryit.txt, and so do the numbers beside it."""
+    section = (study.TOP / "README.md").read_text().split("## Try it")[1].split("\n## ")[0]
+    blocks = (study.TOP / "results" / "tryit.txt").read_text().split("\n$ ")[1:]
+    printed = {block.split("\n")[0]: block for block in blocks}
+    rows = re.findall(r"(?m)^\| `(python .*--steps \d+)` \(.*\) \| (.*) \|$", section)
+    assert len(rows) == 5
+    for command, seen in rows:
+        assert numbers(seen), command
+        assert numbers(seen) <= numbers(printed[command]), command
+
+
+def test_readmes_output_is_the_main_jobs():
+    text = (study.TOP / "README.md").read_text()
+    shown = re.search(r"```\n(teacher .*?)```", text, re.DOTALL)[1].splitlines()
+    printed = (study.TOP / "results" / "main.txt").read_text().splitlines()
+    assert len(shown) > 10 and set(shown) <= set(printed)
