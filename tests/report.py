@@ -1117,8 +1117,9 @@ def page_numbers(runs):
               for name in ("cql, weight 0.2", "cql")]
     return {
         '"... assigns high Q-values to actions not seen in the dataset"':
-            f"at update 4,000 it promises {middle(near)} too much for torques close to the data's, "
-            f"{middle(far)} too much for the others ({len(far)} seeds)",
+            f"at update 4,000, where the pendulum swings, it promises {middle(near)} too much for "
+            f"torques close to the data's and {middle(far)} too much for torques far from them "
+            f"({len(far)} seeds)",
         '"... penalized relative to the in-dataset Q-value"':
             f"at update 4,000 CQL's critic puts the data's torque {middle(contrasts[0], 1)} above "
             f"the mean of all torques, SAC's {middle(contrasts[1], 2)} ({len(contrasts[0])} seeds)",
