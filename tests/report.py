@@ -1124,10 +1124,10 @@ def page_numbers(runs):
             f"at update 4,000 CQL's critic puts the data's torque {middle(contrasts[0], 1)} above "
             f"the mean of all torques, SAC's {middle(contrasts[1], 2)} ({len(contrasts[0])} seeds)",
         '"... never drifts far from the training distribution"':
-            f"{steps['cql']} % of CQL's steps are a state and torque that the data does not have, "
-            f"of SAC's {steps['sac']} % ({len(runs.values('last 10', 'cql', drift))} seeds)",
+            f"{steps['cql']} % of CQL's steps and {steps['sac']} % of SAC's are a state and torque "
+            f"that the data does not have ({len(runs.values('last 10', 'cql', drift))} seeds)",
         '"... cannot exceed the data quality"':
-            f"on random torques, which return {middle(means)}, CQL returns "
+            f"random torques return {middle(means)}; CQL returns "
             f"{typical(runs, 'random 20', 'cql')}, more than its data on {count(exceeds)} seeds, "
             f"and SAC {typical(runs, 'random 20', 'sac')}",
         '"... a diverse mixture of behaviors, including near-optimal demonstrations"':
@@ -1139,9 +1139,8 @@ def page_numbers(runs):
             f"and {middle(finals(same_teachers(runs, runs.printed)))} with the right ones "
             f"({len(runs.printed)} seeds)",
         "`loss_value += 5.0 * ...`":
-            f"minus its teacher, with weight 5 / 0.2, CQL returns on all {weights[1]} / "
-            f"{weights[0]}, on the last 10 {narrow[1]} / {narrow[0]} "
-            f"({len(weight_seeds(runs, 'all'))} seeds)",
+            f"CQL minus its teacher at weight 5 / 0.2: all {weights[1]} / {weights[0]}, last 10 "
+            f"{narrow[1]} / {narrow[0]} (the same {len(weight_seeds(runs, 'all'))} seeds)",
     }
 
 
@@ -1149,7 +1148,7 @@ def more_numbers(runs):
     """Other figures of README."""
     yield f"{len(runs.lines)} of {len(study.grid())} planned runs are done"
     ten = runs.to_teacher("last 10", "sac")
-    yield f"SAC fails on {count(ten < -FAILS)} seeds"
+    yield f"SAC ends more than {FAILS} below its teacher on {count(ten < -FAILS)} seeds"
     _, over_bc, both = last_85(runs)
     yield f"CQL beats both on {count(both > 0)} seeds, imitation by {middle(over_bc)}"
     below = runs.minus(("all", "cql"), ("all", "sac"))
@@ -1159,12 +1158,14 @@ def more_numbers(runs):
     chance = runs.measure("last 10", "sac", 4000, "random of the nearest")
     worse = runs.measure_pairs("last 10", "sac", 4000, "best of the nearest",
                                "random of the nearest") < 0
-    yield (f"taking the torque that its critic likes best returns {middle(best)}, taking one by "
-           f"chance {middle(chance)}: worse on {count(worse)} seeds")
-    density = runs.measure("last 10", "cql", 20_000, "swing rank density")
-    yield f"rank correlation of {iqm(density):.2f} with how often the data has a torque"
-    yield (f"rank correlation of what it promises for the torques of a state with what they "
-           f"deliver is {own_order(runs, 'swing')}")
+    yield (f"the one that its critic likes best returns {middle(best)}, one by chance "
+           f"{middle(chance)}; its critic does worse on {count(worse)} seeds")
+    density = [runs.measure("last 10", name, 20_000, "swing rank density")
+               for name in ("cql", "sac")]
+    yield (f"the rank correlation of promise and frequency is {iqm(density[0]):.2f} at update "
+           f"20,000, SAC's {iqm(density[1]):.2f} ({len(density[0])} seeds)")
+    yield (f"rank correlation of what it promises for a state's torques and what they deliver is "
+           f"{own_order(runs, 'swing')}")
     clones = runs.values("last 10", "clone target", lambda line: last(line, 1))
     promised = runs.values("last 10", "clone target", lambda line: last(line, 2))
     plain = [runs.get("last 10", "sac")[seed] for seed in runs.get("last 10", "clone target")]
