@@ -287,8 +287,8 @@ class SAC:
 
 class CQL(SAC):
     """Conservative Q-Learning, CQL(H): SAC and a penalty in the critics' loss. The page's weight of
-    5 is large: on undivided rewards, beside the halved squared error of the paper's equation 4,
-    the same loss has 5 * 8 / 2 = 20 times (8 logsumexp(Q / 8) - Q)."""
+    5 is large. Written as in the paper's equation 4 (half the squared error, undivided rewards) it
+    is 5 * 8 / 2 = 20, and the penalty 8 logsumexp(Q / 8) - Q."""
 
     def __init__(self, as_printed=(), weight=None):
         super().__init__(as_printed)
@@ -460,8 +460,7 @@ def play(path, seed):
 
 # ---- The run and its folder ----
 def open_run(options, argv):
-    """A Run in a new folder, or the one that --resume names; and its options, from config.json. It
-    is the student's stage once dataset.npz is there; checkpoint.pt is of the last test."""
+    """A Run in a new folder, or the one that --resume names, and its options (config.json)."""
     if options.resume:
         file = options.resume / "config.json"
         with reading(file):
@@ -505,7 +504,7 @@ class Run:
             with reading(out / "checkpoint.pt"):
                 self.log, self.stage = self.saved["log"], self.saved["stage"]
         if out and (out / "dataset.npz").exists():
-            self.stage = "student"
+            self.stage = "student"                                  # the teacher is done
 
     def begin(self, stage, agent, data):
         """Start a stage with a new agent, or go on with it: agent, data and all chance then become
@@ -523,7 +522,7 @@ class Run:
                 env.unwrapped.np_random.bit_generator.state = self.saved["env"]
                 if stage == "teacher":
                     data.rows = self.saved["rows"].numpy()
-            self.save()                                             # log.csv may be gone
+            self.save()                                             # log.csv may be gone or ahead
 
     def starts(self, purpose, n):
         """Seeds of n starts for a purpose (0: tests, 1: final episodes), alike for all agents."""
@@ -576,7 +575,7 @@ def seed_everything(seed):
 def evaluate(agent, seeds):
     """One episode for each seed, side by side: returns, promised, delivered, [episodes] each.
     Promised is the smaller critic's value of the first torque, with the entropy bonus of later
-    steps; delivered is what the episode pays, see discounted. Equal seeds: equal starts, noise."""
+    steps; delivered is what it pays, see discounted. The same seeds, the same starts and noise."""
     envs = [MyWrapper() for _ in seeds]
     state = torch.tensor(np.stack([env.reset(seed=seed) for env, seed in zip(envs, seeds)]))
     rewards = np.empty([EPISODE, len(envs)])
@@ -615,8 +614,8 @@ def save_agent(path, agent, **more):
             learned += part.parameters()
         if hasattr(part, "state_dict"):
             state[name] = part.state_dict()
-        elif torch.is_tensor(part) or type(part) in (int, float, bool, str):
-            state[name] = part
+        elif torch.is_tensor(part) or isinstance(part, (int, float, bool, str, np.number)):
+            state[name] = part.item() if isinstance(part, np.number) else part
     if not all(x.isfinite().all() for x in learned):
         raise UserError(f"{path}: not written, the agent is NaN or infinite; an earlier one stays. "
                         f"Try another --seed or a smaller --weight")
@@ -657,8 +656,7 @@ def restore_agent(agent, saved):
 
 # ---- Datasets ----
 def choose_episodes(data, options):
-    """A Data of --random episodes of random torques and then of the --last ones of another;
-    UserError when that has fewer."""
+    """A new Data: --random episodes of random torques, then the --last ones; else UserError."""
     found = episodes(data)
     last = len(found) if options.last is None else options.last
     if last > len(found):
@@ -735,8 +733,8 @@ def check_pendulum(path, data):
                         f"gives for its state and torque (N m)")
     ends = arrays["terminals"] | arrays["timeouts"]
     follows = (data.rows[:-1, 5:8] == data.rows[1:, :3]).all(axis=1)
-    if not (follows | ends[:-1]).all() or (len(ends) > EPISODE and not ends.any()):
-        say(f"note: {path}: the rows are not whole episodes in their order; --last takes others")
+    if not (follows | ends[:-1]).all() or not ends[-1]:
+        say(f"note: {path}: rows are not whole episodes in order; --last and returns mean little")
 
 
 def pendulum(state, torque):
@@ -757,14 +755,14 @@ class BC(SAC):
     and knows no reward: the yardstick for what imitation alone returns."""
 
     class ModelValue(SAC.ModelValue):
-        """It learns no critic, so that none promises anything."""
+        """No critic: it promises NaN."""
 
         def forward(self, state, action):
             return torch.full_like(action, math.nan)
 
     def train(self, state, action, reward, next_state, over):
         """One step up the log density of the data's torques."""
-        sample = (action / TORQUE).clamp(-0.9999, 0.9999).atanh()       # of 2 N m it is infinite
+        sample = (action / TORQUE).clamp(-0.9999, 0.9999).atanh()       # infinite at 2 N m
         loss = -self.model_action.gaussian(state).log_prob(sample).mean()
         self.optimizer_action.zero_grad()
         loss.backward()
@@ -909,7 +907,8 @@ def whole_file(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
-        pathlib.Path(part).unlink(missing_ok=True)
+        if os.path.isfile(part):
+            os.unlink(part)
 
 
 @contextlib.contextmanager
@@ -929,7 +928,7 @@ def read_zip(path):
     """The content of a .npz or .pt file, which are zip files, once its checksums hold."""
     content = io.BytesIO(pathlib.Path(path).read_bytes())
     with zipfile.ZipFile(content) as members:
-        # no checksum covers the mark of a folder, for which torch returns memory nobody has written
+        # no checksum covers a member's folder flag; torch reads a folder as uninitialised memory
         folders = any(member.external_attr & 16 for member in members.infolist())
         if folders or members.testzip():
             raise UserError("damaged")

@@ -295,8 +295,8 @@ def test_what_pendulum_gives_is_accepted(tmp_path):
 
 
 @pytest.mark.parametrize("what, noticed", [
-    ("in order", False), ("shuffled", True), ("without ends", True), ("200 without an end", False),
-    ("one row left out", True)])
+    ("in order", False), ("shuffled", True), ("200 without an end", True),
+    ("one row left out", True), ("the last episode cut", True)])
 def test_a_notice_where_rows_are_not_whole_episodes(
         what, noticed, untrained, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ours, "EPISODE", 200)
@@ -308,13 +308,13 @@ def test_a_notice_where_rows_are_not_whole_episodes(
         arrays = {name: np.delete(x, 50, axis=0) for name, x in arrays.items()}
     elif what == "200 without an end":
         arrays = rows(200) | {"timeouts": np.zeros(200, bool)}
-    elif what == "without ends":
-        arrays = rows(201) | {"timeouts": np.zeros(201, bool)}
+    elif what == "the last episode cut":
+        arrays = {name: x[:250] for name, x in arrays.items()}
     np.savez(tmp_path / "data.npz", **arrays)
     text = run(capsys, "--dataset", tmp_path / "data.npz", "--steps", 1, "--out", tmp_path / "run")
     notes = [line for line in text.splitlines() if line.startswith("note:")]
     assert len(notes) == noticed
-    assert all("data.npz: the rows are not whole episodes in their order" in x for x in notes)
+    assert all("data.npz: rows are not whole episodes in order" in x for x in notes)
     kept = ours.load_dataset(tmp_path / "run" / "dataset.npz").rows
     np.testing.assert_array_equal(kept, np.column_stack([*arrays.values()]).astype(np.float32))
 
@@ -925,3 +925,10 @@ def test_ctrl_c_is_one_line_with_the_command_that_goes_on(tmp_path, capsys, monk
     assert steps_in(tmp_path / "my/run") == ["teacher 0", "student 0", "student 499"]
     assert {file.name for file in (tmp_path / "my/run").iterdir()} == FILES
     assert list(table(text)) == ["the data", "the teacher", "the student"]
+
+
+@pytest.mark.parametrize("name", ["file/x.pt", "nowhere/x.pt", "a" * 248 + ".pt"])
+def test_a_place_that_cannot_be_written_is_named_in_a_line(name, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ours.UserError, match="cannot be written"):
+        ours.save_agent(tmp_path / name, ours.SAC())

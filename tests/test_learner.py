@@ -4,6 +4,7 @@ import functools
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -536,6 +537,12 @@ def test_a_kept_loss_is_the_last_updates():
         update(agent, k)
         losses.append(agent.last.item())
     assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("weight", [0.5, np.float64(0.5), np.float32(0.5), 2, np.int64(2)])
+def test_a_weight_of_any_kind_of_number_is_saved(weight, tmp_path):
+    save_agent(tmp_path / "a.pt", CQL(weight=weight))
+    assert load_agent(tmp_path / "a.pt").weight == weight
 
 
 def test_a_kept_loss_does_not_stop_a_file(tmp_path):
