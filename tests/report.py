@@ -1117,8 +1117,8 @@ def page_numbers(runs):
               for name in ("cql, weight 0.2", "cql")]
     return {
         '"... assigns high Q-values to actions not seen in the dataset"':
-            f"at update 4,000, where the pendulum swings, it promises {middle(near)} too much for "
-            f"torques close to the data's and {middle(far)} too much for torques far from them "
+            f"at update 4,000, in states where the pendulum swings, it promises {middle(near)} too "
+            f"much for torques close to the data's and {middle(far)} for those far from them "
             f"({len(far)} seeds)",
         '"... penalized relative to the in-dataset Q-value"':
             f"at update 4,000 CQL's critic puts the data's torque {middle(contrasts[0], 1)} above "
@@ -1135,12 +1135,13 @@ def page_numbers(runs):
             f"alone {typical(runs, 'random 20', 'sac')} "
             f"({runs.how_many('random 10 + last 10')} seeds)",
         "the page's formulas":
-            f"teachers return typically {middle(finals(runs.printed))} with the page's formulas "
+            f"teachers typically return {middle(finals(runs.printed))} with the page's formulas "
             f"and {middle(finals(same_teachers(runs, runs.printed)))} with the right ones "
             f"({len(runs.printed)} seeds)",
         "`loss_value += 5.0 * ...`":
-            f"CQL minus its teacher at weight 5 / 0.2: all {weights[1]} / {weights[0]}, last 10 "
-            f"{narrow[1]} / {narrow[0]} (the same {len(weight_seeds(runs, 'all'))} seeds)",
+            f"CQL minus its teacher: all 100, {weights[1]} at weight 5 and {weights[0]} at 0.2; "
+            f"last 10, {narrow[1]} and {narrow[0]} "
+            f"(the same {len(weight_seeds(runs, 'all'))} seeds)",
     }
 
 
@@ -1150,7 +1151,7 @@ def more_numbers(runs):
     ten = runs.to_teacher("last 10", "sac")
     yield f"SAC ends more than {FAILS} below its teacher on {count(ten < -FAILS)} seeds"
     _, over_bc, both = last_85(runs)
-    yield f"CQL beats both on {count(both > 0)} seeds, imitation by {middle(over_bc)}"
+    yield f"CQL beats both on {count(both > 0)} seeds; its lead over imitation is {middle(over_bc)}"
     below = runs.minus(("all", "cql"), ("all", "sac"))
     yield f"CQL ends below SAC on {count(below < 0)} seeds"
     yield f"The worst teacher with the page's formulas returns {number(lowest(runs.printed))}"
@@ -1158,8 +1159,8 @@ def more_numbers(runs):
     chance = runs.measure("last 10", "sac", 4000, "random of the nearest")
     worse = runs.measure_pairs("last 10", "sac", 4000, "best of the nearest",
                                "random of the nearest") < 0
-    yield (f"the one that its critic likes best returns {middle(best)}, one by chance "
-           f"{middle(chance)}; its critic does worse on {count(worse)} seeds")
+    yield (f"its critic's favourite returns {middle(best)}, a random pick {middle(chance)}; the "
+           f"favourite is worse on {count(worse)} seeds")
     density = [runs.measure("last 10", name, 20_000, "swing rank density")
                for name in ("cql", "sac")]
     yield (f"the rank correlation of promise and frequency is {iqm(density[0]):.2f} at update "
@@ -1171,8 +1172,8 @@ def more_numbers(runs):
     plain = [runs.get("last 10", "sac")[seed] for seed in runs.get("last 10", "clone target")]
     plain_returns = known([at(line, 20_000, 1) for line in plain])
     plain_promised = known([at(line, 20_000, 2) for line in plain])
-    yield (f"promises {middle(promised)} instead of {middle(plain_promised)}, and returns "
-           f"{middle(clones)} instead of {middle(plain_returns)} ({len(clones)} seeds)")
+    yield (f"promises {middle(promised)} after 20,000 updates, not {middle(plain_promised)}, yet "
+           f"returns {middle(clones)}, not {middle(plain_returns)} ({len(clones)} seeds)")
     uniform = runs.values("last 10", "uniform torques", lambda line: last(line, 1))
     yield f"it still returns {middle(uniform)} ({len(uniform)} seeds)"
     passed = known([above_100(line) or math.nan for line in runs.get("last 10", "sac").values()])
