@@ -704,10 +704,11 @@ def load_dataset(path, as_printed=()):
         n = file["rewards"].size
         arrays = arrays_of(np.empty([n, 10], np.float32))
         for name, wanted in arrays.items():
-            arrays[name] = file[name]
-            if (file[name].shape, file[name].dtype.kind) != (wanted.shape, wanted.dtype.kind):
-                raise UserError(f"{name} is {file[name].dtype} {[*file[name].shape]}; "
+            found = file[name]                                          # each access unpacks
+            if (found.shape, found.dtype.kind) != (wanted.shape, wanted.dtype.kind):
+                raise UserError(f"{name} is {found.dtype} {[*found.shape]}; "
                                 f"it must be {wanted.dtype} {[*wanted.shape]}")
+            arrays[name] = found
         if n < BATCH:
             raise UserError(f"{n} rows; a batch draws {BATCH} different ones")
         data.rows = np.column_stack([*arrays.values()]).astype(np.float32)

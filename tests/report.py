@@ -338,10 +338,7 @@ def findings(runs):
            f"{own(runs, 'state only')} where it has the state only, by {own(runs, 'neither')} "
            f"where it has neither; these are {number(100 * iqm(share))} % of its steps "
            f"({len(share)} seeds).")
-    best = runs.measure("last 10", "sac", 4000, "best of the nearest")
-    chance = runs.measure("last 10", "sac", 4000, "random of the nearest")
-    worse = runs.measure_pairs("last 10", "sac", 4000, "best of the nearest",
-                               "random of the nearest") < 0
+    best, chance, worse = nearest(runs)
     yield ("The order of seen torques", len(best),
            f"At update 4,000 the best by sac's critic among the "
            f"torques of the 20 nearest rows returns {middle(best)}, a random one of them "
@@ -389,22 +386,37 @@ def ranks(runs, data, name, update=20_000):
     return f"{signed(iqm(density), 2)} / {signed(iqm(good), 2)}"
 
 
+def nearest(runs):
+    """Returns of sac of the last 10 at update 4,000 by the best and by a random one of the nearest
+    rows' torques, and on which seeds the best is worse."""
+    names = "best of the nearest", "random of the nearest"
+    best, chance = (runs.measure("last 10", "sac", 4000, name) for name in names)
+    return best, chance, runs.measure_pairs("last 10", "sac", 4000, *names) < 0
+
+
 def own_order(runs, kind):
     return signed(iqm(runs.measure("last 10", "sac", 4000, f"{kind} rank delivered")), 2)
 
 
 def changed(runs, kind):
     """An intervention in half a sentence."""
-    values = runs.values("last 10", kind, lambda line: last(line, 1))
-    promised = runs.values("last 10", kind, lambda line: last(line, 2))
+    values, promised = at_the_end(runs, kind)
     return f"{kind}: return {middle(values)}, promise {middle(promised)} ({len(values)} seeds)"
 
 
+def at_the_end(runs, kind):
+    """Returns and promises of an intervention on the last 10, at update 20,000."""
+    return [runs.values("last 10", kind, lambda line: last(line, column)) for column in (1, 2)]
+
+
+def without_it(runs, seeds):
+    """The same of plain sac, for some seeds."""
+    lines = [line for seed, line in runs.get("last 10", "sac").items() if seed in seeds]
+    return [known([at(line, 20_000, column) for line in lines]) for column in (1, 2)]
+
+
 def plain_sac(runs):
-    lines = [line for seed, line in runs.get("last 10", "sac").items()
-             if seed in changed_seeds(runs)]
-    values = known([at(line, 20_000, 1) for line in lines])
-    promised = known([at(line, 20_000, 2) for line in lines])
+    values, promised = without_it(runs, changed_seeds(runs))
     return f"{middle(values)}, promise {middle(promised)} ({len(values)})"
 
 
@@ -1155,10 +1167,7 @@ def more_numbers(runs):
     below = runs.minus(("all", "cql"), ("all", "sac"))
     yield f"CQL ends below SAC on {count(below < 0)} seeds"
     yield f"The worst teacher with the page's formulas returns {number(lowest(runs.printed))}"
-    best = runs.measure("last 10", "sac", 4000, "best of the nearest")
-    chance = runs.measure("last 10", "sac", 4000, "random of the nearest")
-    worse = runs.measure_pairs("last 10", "sac", 4000, "best of the nearest",
-                               "random of the nearest") < 0
+    best, chance, worse = nearest(runs)
     yield (f"its critic's favourite returns {middle(best)}, a random pick {middle(chance)}; the "
            f"favourite is worse on {count(worse)} seeds")
     density = [runs.measure("last 10", name, 20_000, "swing rank density")
@@ -1167,14 +1176,12 @@ def more_numbers(runs):
            f"20,000, SAC's {iqm(density[1]):.2f} ({len(density[0])} seeds)")
     yield (f"rank correlation of what it promises for a state's torques and what they deliver is "
            f"{own_order(runs, 'swing')}")
-    clones = runs.values("last 10", "clone target", lambda line: last(line, 1))
-    promised = runs.values("last 10", "clone target", lambda line: last(line, 2))
-    plain = [runs.get("last 10", "sac")[seed] for seed in runs.get("last 10", "clone target")]
-    plain_returns = known([at(line, 20_000, 1) for line in plain])
-    plain_promised = known([at(line, 20_000, 2) for line in plain])
+    clones, promised = at_the_end(runs, "clone target")
+    seeds = runs.get("last 10", "clone target")
+    plain_returns, plain_promised = without_it(runs, seeds)
     yield (f"promises {middle(promised)} after 20,000 updates, not {middle(plain_promised)}, yet "
            f"returns {middle(clones)}, not {middle(plain_returns)} ({len(clones)} seeds)")
-    uniform = runs.values("last 10", "uniform torques", lambda line: last(line, 1))
+    uniform, _ = at_the_end(runs, "uniform torques")
     yield f"it still returns {middle(uniform)} ({len(uniform)} seeds)"
     passed = known([above_100(line) or math.nan for line in runs.get("last 10", "sac").values()])
     yield f"passes 100 at update {number(np.median(passed))}"

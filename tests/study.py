@@ -327,7 +327,7 @@ def run_cell(cell):
     visited = torch.cat([states, torques_], dim=2).flatten(0, 1).numpy()
     # what the promise counts and the delivery does not: temperature times entropy from step 1 on
     bonus = torques.discounted_entropies(entropies.mean(dim=(1, 2)).numpy()[1:])
-    temperature = float(agent.alpha.detach().exp())
+    temperature = torques.temperature(agent)
     tests = []
     for row, found in zip(run.log, contrasts):
         values = row["return"], row["promised"], row["delivered"], found

@@ -78,9 +78,8 @@ def over_torques(agent, states, torques=TORQUES):
 @torch.no_grad()
 def mean_torque(agent, states):
     """The torque at the policy's mean, 2 tanh(mu): [n, 3] -> [n]."""
-    hidden = agent.model_action.fc_state(torch.from_numpy(states).float())
-    mean = ours.TORQUE * agent.model_action.fc_mu(hidden).tanh()
-    return mean[:, 0].double().numpy()
+    mean = agent.model_action.gaussian(torch.from_numpy(states).float()).mean       # [n, 1]
+    return (ours.TORQUE * mean.tanh())[:, 0].double().numpy()
 
 
 def temperature(agent):
