@@ -473,9 +473,9 @@ def definitions(runs):
         last five tests, whose 10 starts a seed's teacher and all its students share; where its IQM
         and the return's are more than 10 apart, both are given. A figure is the IQM over seeds,
         (lowest to highest seed) behind it. Intervals are 95 % bootstrap intervals, from 10 seeds
-        on. Errata and the regimes' first runs have the seeds 0 to 9, the measure over torques and
-        the interventions 10 to 14, on another machine: a student is compared only with students and
-        the teacher of its own seed.""")
+        on. The regimes' first runs and the four errata together have the seeds 0 to 9; the measure
+        over torques, the interventions and each erratum alone have seeds from 10 on, on another
+        machine: a student is compared only with students and the teacher of its own seed.""")
     yield paragraph("""**last N**: the last N of the teacher's 100 episodes; **all**: the 100;
         **random 20**: 20 episodes of uniformly random torques; **random 10 + last 10**: 10 of these
         and the last 10; **2,000 rows**: drawn from all.""")
