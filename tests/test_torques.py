@@ -411,17 +411,16 @@ def test_fixed_temperature_stays_and_is_used():
     assert torques.temperature(hot) == pytest.approx(0.3)
 
 
-def test_uniform_torques_keep_the_states():
+@pytest.mark.parametrize("kind", ["uniform torques", "uniform states",
+                                  "uniform states and torques"])
+def test_changed_rows_are_steps_of_gym(kind):
     rows = rows_everywhere(1.0)
     rows[::10, 9] = 1
-    rows[::7, 8] = 1
     before = rows.copy()
-    changed = torques.uniform_torques(rows, 5)
-    assert changed.dtype == np.float32
+    teacher = steady(0.7)
+    changed = torques.changed_rows(kind, rows, 5, teacher)
+    assert changed.dtype == np.float32 and len(changed) == len(rows)
     np.testing.assert_array_equal(rows, before)
-    np.testing.assert_array_equal(changed[:, [0, 1, 2, 8, 9]], rows[:, [0, 1, 2, 8, 9]])
-    share = np.histogram(changed[:, 3], 8, (-2, 2))[0] / len(rows)
-    np.testing.assert_allclose(share, 1 / 8, atol=0.02)
     env = ours.MyWrapper().unwrapped
     env.reset()
     for row in changed[:50].astype(float):
@@ -429,8 +428,37 @@ def test_uniform_torques_keep_the_states():
         following, reward, *_ = env.step([row[3]])
         np.testing.assert_allclose(row[5:8], following, atol=1e-5)
         assert row[4] == pytest.approx(reward, abs=1e-5)
-    np.testing.assert_array_equal(torques.uniform_torques(rows, 5), changed)
-    assert (torques.uniform_torques(rows, 6) != changed).any()
+    np.testing.assert_array_equal(torques.changed_rows(kind, rows, 5, teacher), changed)
+    assert (torques.changed_rows(kind, rows, 6, teacher) != changed).any()
+
+
+def even(values, limit):
+    share = np.histogram(values, 8, (-limit, limit))[0] / len(values)
+    np.testing.assert_allclose(share, 1 / 8, atol=0.02)
+
+
+def test_what_changed_rows_change():
+    rows, teacher = rows_everywhere(1.0), steady(0.7)
+    changed = torques.changed_rows("uniform torques", rows, 5, teacher)
+    np.testing.assert_array_equal(changed[:, [0, 1, 2, 8, 9]], rows[:, [0, 1, 2, 8, 9]])
+    even(changed[:, 3], 2)
+    for kind in ("uniform states", "uniform states and torques"):
+        changed = torques.changed_rows(kind, rows, 5, teacher)
+        even(torques.angles(changed), math.pi)
+        even(changed[:, 2], 8)
+        if kind == "uniform states":
+            np.testing.assert_allclose(changed[:, 3], 0.7, rtol=1e-6)
+        else:
+            even(changed[:, 3], 2)
+    for kind in ("clone target", "fixed temperature"):
+        assert torques.changed_rows(kind, rows, 5, teacher) is rows
+
+
+def test_changed_rows_leave_the_random_numbers_alone():
+    teacher = ours.SAC()
+    before = torch.get_rng_state()
+    torques.changed_rows("uniform states", rows_everywhere(1.0), 5, teacher)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def constant_return(seeds, torque):
@@ -475,7 +503,8 @@ def test_the_random_choice_is_uniform(monkeypatch):
 
 
 @pytest.mark.parametrize("kind, student", [
-    ("uniform torques", ours.SAC), ("clone target", torques.CloneTarget),
+    ("uniform torques", ours.SAC), ("uniform states", ours.SAC),
+    ("uniform states and torques", ours.SAC), ("clone target", torques.CloneTarget),
     ("fixed temperature", torques.FixedTemperature)])
 def test_students_of_the_interventions(kind, student, monkeypatch):
     monkeypatch.setattr(torques, "CLONING", 2)

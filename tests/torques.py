@@ -359,16 +359,42 @@ class FixedTemperature(ours.SAC):
         self.alpha.fill_(math.log(self.temperature))
 
 
-def uniform_torques(rows, seed):
-    """Rows with the same states and flags, but torques drawn uniformly from [-2, 2], and the reward
-    and next state that follow: every torque is seen in the states that the data has. This changes
-    more than the torques: the next states leave the data too, by one step."""
+def changed_rows(kind, rows, seed, teacher):
+    """The rows that an intervention's student learns from: as many, each the start of one step.
+
+    uniform torques               the data's states, torques drawn uniformly from [-2, 2]
+    uniform states                any angle, any speed up to 8 rad/s; the teacher's torque there
+    uniform states and torques    both drawn uniformly
+    all others                    the data's rows
+
+    With uniform torques the next states leave the data, too, by one step."""
+    rng = np.random.default_rng(seed)
+    if kind == "uniform torques":
+        return stepped(rows, rows[:, :3], rng.uniform(-2, 2, len(rows)))
+    if kind == "uniform states":
+        states = uniform_states(len(rows), rng)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return stepped(rows, states, policy_torque(teacher, states))
+    if kind == "uniform states and torques":
+        states = uniform_states(len(rows), rng)
+        return stepped(rows, states, rng.uniform(-2, 2, len(rows)))
+    return rows
+
+
+def uniform_states(n, rng):
+    """States of any angle and any speed from -8 to 8 rad/s: [n, 3]."""
+    angle, speed = rng.uniform(-math.pi, math.pi, n), rng.uniform(-8, 8, n)
+    return np.stack([np.cos(angle), np.sin(angle), speed], axis=1)
+
+
+def stepped(rows, states, torques):
+    """The rows with other states and torques, [n, 3] and [n], and the reward and next state that
+    follow. The flags stay; no state of Pendulum is terminal."""
     changed = rows.copy()
-    torques = np.random.default_rng(seed).uniform(-2, 2, len(rows)).astype(np.float32)
-    reward, following = ours.pendulum(rows[:, :3].astype(float), torques.astype(float))
-    changed[:, 3] = torques
-    changed[:, 4] = reward
-    changed[:, 5:8] = following
+    changed[:, :3], changed[:, 3] = states, torques                             # float32
+    reward, following = ours.pendulum(changed[:, :3].astype(float), changed[:, 3].astype(float))
+    changed[:, 4], changed[:, 5:8] = reward, following
     return changed
 
 
@@ -400,10 +426,10 @@ def make_student(kind, rows, seed):
     """The student of an intervention, seeded as the main job's student is.
 
     clone target         a clone of the data, trained first, chooses the target's torques
-    uniform torques      SAC, for the rows of `uniform_torques`
-    fixed temperature    SAC whose temperature stays 0.01"""
+    fixed temperature    SAC whose temperature stays 0.01
+    all others           SAC; what changes are its rows, see changed_rows"""
     ours.seed_everything(seed)
-    if kind == "uniform torques":
+    if kind.startswith("uniform"):
         return ours.SAC()
     if kind == "fixed temperature":
         return FixedTemperature()
