@@ -200,7 +200,7 @@ class SAC:
         self.model_value_next1 = copy.deepcopy(self.model_value1)
         self.model_value_next2 = copy.deepcopy(self.model_value2)
         self.alpha = torch.tensor(math.log(TEMPERATURE), requires_grad=True)    # the log
-        # Page: an Adam for each. It works number by number, so that one for two gives the same.
+        # Notebook: an Adam for each. It works number by number: one for two gives the same.
         values = [*self.model_value1.parameters(), *self.model_value2.parameters()]
         actions = [*self.model_action.parameters(), self.alpha]
         self.optimizer_value = torch.optim.Adam(values, lr=LR_VALUE, fused=True)
@@ -236,7 +236,7 @@ class SAC:
         return reward_sum
 
     def train(self, state, action, reward, next_state, over):
-        """One update from a batch like Data.get_sample's (SAC, algorithm 1)."""
+        """One update from a batch like Data.get_sample's (SAC, algorithm 1); not on the page."""
         # the critics (SAC, equation 5)
         target = self._get_target((reward + SCALE) / SCALE, next_state, over)             # [b, 1]
         loss_value1 = self._get_loss_value(self.model_value1, target, state, action, next_state)

@@ -300,7 +300,9 @@ def test_a_seed_has_the_lines_of_one_machine(tmp_path, monkeypatch):
 def part_of_the_cells():
     """Groups of unequal size, with returns that can be told by hand: the seeds 0 to 14, of cql 0 to
     3 and 10 to 12, and no line of the errata or of other weights."""
-    base = {"teacher": -150.0, "cql": -160.0, "sac": -1500.0, "bc": -170.0, "clone target": -1450.0}
+    base = {"teacher": -150.0, "cql": -160.0, "sac": -1500.0, "bc": -170.0, "clone target": -1450.0,
+            "uniform torques": -1400.0, "uniform states": -300.0,
+            "uniform states and torques": -200.0}
     lines = []
     program = study.program()
     for cell in study.grid():
@@ -313,8 +315,8 @@ def part_of_the_cells():
             continue
         line = a_line(cell, program, base[kind] - 10 * (seed % 10))
         line["tests"][0][1] = -1400
-        if kind == "clone target":
-            line["tests"] = line["tests"][:10] + [[19_999, -1450.0, 50.0, 5.0, 0.5]]
+        if kind in study.INTERVENTIONS:
+            line["tests"] = line["tests"][:10] + [[19_999, base[kind], 50.0, 5.0, 0.5]]
         if seed == 0:                                 # a measure that older lines do not have
             del line["outside"]
         if seed >= 10 and kind in ("sac", "cql") and cell["data"] in study.MEASURED:
@@ -367,6 +369,11 @@ def test_the_report_of_a_part_of_the_cells(tmp_path, monkeypatch):
             "5.0 (5.0 to 5.0)"] in [cells[:5] for cells in rows]
     assert begins["plain sac"][:4] == [
         "plain sac", "5", "-1,520 (-1,540 to -1,500)", "100.0 (100.0 to 100.0)"]
+    assert ("the data's states with the teacher's torques -1,520, with uniform torques -1,400; "
+            "uniform states with the teacher's torques -300 (-300 to -300), with uniform torques "
+            "-200 (-200 to -200). At most 25 below its teacher (last five tests) end uniform "
+            "torques on 0 of 5, uniform states on 0 of 5, both on 0 of 5."
+            ) in " ".join(text.split())
     assert found["sac", "15"][2] == "-1,533 (-1,590 to -1,500)"
     assert found["last 5", "+1,340, better on 4 of 4"][2:] == [
         "+10, better on 4 of 4", "0 of 5", "4 of 4", "5 of 5", "0 of 5", "4 of 4", "5 of 5"]
