@@ -345,7 +345,7 @@ def findings(runs):
            f"({len(share)} seeds).")
     best, chance, worse = nearest(runs, "sac")
     cql_best, _, cql_worse = nearest(runs, "cql")
-    yield ("The order of seen torques", len(best),
+    yield ("The order of near rows' torques", len(best),
            f"At update 4,000 the best by sac's critic among the torques of the 20 nearest rows "
            f"returns {middle(best)}, a random one of them {middle(chance)}, the best by cql's "
            f"critic {middle(cql_best)}; sac's is worse than the random one on {count(worse)} "
@@ -396,10 +396,13 @@ def own(runs, kind):
     return middle(runs.measure("last 10", "sac", 10_000, f"own {kind} excess"))
 
 
-def ranks(runs, data, name, update=20_000):
-    density = runs.measure(data, name, update, "swing rank density")
-    good = runs.measure(data, name, update, "swing rank good")
-    return f"{signed(iqm(density), 2)} / {signed(iqm(good), 2)}"
+def rank(runs, data, name, what="density", kind="swing"):
+    """A rank correlation of the promises in a kind of states at update 20,000."""
+    return number(iqm(runs.measure(data, name, 20_000, f"{kind} rank {what}")), 2)
+
+
+def ranks(runs, data, name):
+    return f"{rank(runs, data, name)} / {rank(runs, data, name, 'good')}"
 
 
 def close(runs, data, name):
@@ -1153,16 +1156,17 @@ def page_numbers(runs):
     """For each of the page's seven sentences the measured number, in plain English."""
     swinging, standing = ([runs.measure("last 10", "sac", 4000, f"{kind} excess {where}")
                            for where in ("near", "far")] for kind in ("swing", "stand"))
-    early, late = ([runs.values("last 10", name, lambda line: at(line, update, 4))
-                    for name in ("cql", "sac")] for update in (4000, 49_999))
-    steps = {name: middle(runs.values("last 10", name, drift)) for name in ("cql", "sac")}
+    contrasts = [runs.values("last 10", name, lambda line: at(line, 4000, 4))
+                 for name in ("cql", "sac")]
+    drifts, others = ([runs.values(data, name, drift) for name in ("cql", "sac")]
+                      for data in ("last 10", "random 20"))
     means = runs.values("random 20", "cql", lambda line: line["data mean"])
     exceeds = [line["return"] > line["data mean"]
                for line in runs.get("random 20", "cql").values()]
     mixture = "random 10 + last 10"
-    mixed = {name: typical(runs, mixture, name) for name in ("cql", "sac")}
-    alone = {name: middle(known([line["return"] for seed, line in runs.get(data, name).items()
-                                 if seed in runs.get(mixture, name)]))
+    mixed = {name: signed(iqm(runs.to_teacher(mixture, name))) for name in ("cql", "sac")}
+    alone = {name: signed(iqm(known([runs.gain(line) for seed, line in runs.get(data, name).items()
+                                     if seed in runs.get(mixture, name)])))
              for data, name in (("last 10", "cql"), ("random 20", "sac"))}
     weights = []
     for weight, name in ((5, "cql"), (1, "cql, weight 1"), (0.2, "cql, weight 0.2")):
@@ -1178,18 +1182,18 @@ def page_numbers(runs):
             f"them; where it stands {middle(standing[0])} and {middle(standing[1])} "
             f"({len(swinging[0])} seeds)",
         '"... penalized relative to the in-dataset Q-value"':
-            f"at update 4,000 CQL's critic puts the data's torque {middle(early[0], 1)} above the "
-            f"mean of all torques, SAC's {middle(early[1], 2)} ({len(early[0])} seeds); at the end "
-            f"{middle(late[0])} and {middle(late[1])}",
+            f"at update 4,000 CQL's critic puts the data's torque {middle(contrasts[0], 1)} above "
+            f"the mean of all torques, SAC's {middle(contrasts[1], 2)} ({len(contrasts[0])} seeds)",
         '"... never drifts far from the training distribution"':
-            f"{steps['cql']} % of CQL's steps and {steps['sac']} % of SAC's are a state and torque "
-            f"that the data does not have ({len(runs.values('last 10', 'cql', drift))} seeds)",
+            f"{middle(drifts[0])} % of CQL's steps and {middle(drifts[1])} % of SAC's are a pair "
+            f"of state and torque that the data does not have ({len(drifts[0])} seeds); on random "
+            f"20 {middle(others[0])} % and {middle(others[1], 1)} % ({len(others[0])})",
         '"... cannot exceed the data quality"':
-            f"random torques return {middle(means)}; CQL returns "
+            f"they return {middle(means)}; CQL returns "
             f"{typical(runs, 'random 20', 'cql')}, more than its data on {count(exceeds)} seeds, "
             f"and SAC {typical(runs, 'random 20', 'sac')}",
         '"... a diverse mixture of behaviors, including near-optimal demonstrations"':
-            f"on 10 random and the last 10 episodes CQL returns {mixed['cql']} and SAC "
+            f"Minus its teacher: on 10 random and the last 10 episodes CQL {mixed['cql']}, SAC "
             f"{mixed['sac']}; on the last 10 alone CQL {alone['cql']}, on 20 random ones SAC "
             f"{alone['sac']} (the same {runs.how_many(mixture)} seeds)",
         "the page's formulas":
@@ -1205,7 +1209,8 @@ def page_numbers(runs):
 
 def more_numbers(runs):
     """Other figures of README."""
-    yield f"{len(runs.lines)} of {len(study.grid())} planned runs are done"
+    done, planned = len(runs.lines), len(study.grid())
+    yield f"of {done} runs" if done == planned else f"{done} of {planned} planned runs are done"
     ten = runs.to_teacher("last 10", "sac")
     yield (f"SAC ends more than {FAILS} below its teacher on {count(ten < -FAILS)} seeds, CQL at "
            f"most {CLOSE} below on {close(runs, 'last 10', 'cql')}")
@@ -1217,7 +1222,7 @@ def more_numbers(runs):
     yield f"SAC fails on {count(few < -FAILS)} seeds"
     (plain, uniform), (states, both) = states_or_torques(runs)
     teachers = known([outcome(runs.teachers[seed]) for seed in changed_seeds(runs)])
-    yield f"(the same {len(teachers)} seeds; from these starts their teachers: {middle(teachers)})"
+    yield f"({len(teachers)} seeds; from these starts their teachers: {middle(teachers)})"
     yield f"| the data's | {middle(plain)} | {middle(uniform)} |"
     yield f"| uniform | {middle(states)} | {middle(both)} |"
     if len(states):
@@ -1234,10 +1239,15 @@ def more_numbers(runs):
     yield (f"SAC's favourite returns {middle(best)}, a random pick {middle(chance)}, CQL's "
            f"favourite {middle(cql_best)}; SAC's is worse than the random pick on {count(worse)} "
            f"seeds")
-    density = [runs.measure("last 10", name, 20_000, "swing rank density")
-               for name in ("cql", "sac")]
-    yield (f"the rank correlation of promise and frequency is {iqm(density[0]):.2f} at update "
-           f"20,000, SAC's {iqm(density[1]):.2f} ({len(density[0])} seeds)")
+    seeds = runs.measure("last 10", "cql", 20_000, "swing rank density")
+    yield (f"the rank correlation of promise and frequency is {rank(runs, 'last 10', 'cql')}, "
+           f"SAC's {rank(runs, 'last 10', 'sac')} ({len(seeds)} seeds)")
+    seeds = runs.measure("all", "cql", 20_000, "swing rank density")
+    yield (f"CQL's promises go {rank(runs, 'all', 'cql')} with frequency and "
+           f"{rank(runs, 'all', 'cql', 'good')} with what a good policy delivers, SAC's "
+           f"{rank(runs, 'all', 'sac')} and {rank(runs, 'all', 'sac', 'good')} ({len(seeds)} "
+           f"seeds); in standing states {rank(runs, 'all', 'cql', 'good', 'stand')} and "
+           f"{rank(runs, 'all', 'sac', 'good', 'stand')} with the latter")
     yield f"CQL {runs.pairs(('all', 'cql'), ('all', 'cql as printed'))}"
 
 
@@ -1285,8 +1295,8 @@ def draw_regimes(runs):
     axes.axhline(untrained, color="0.4", ls=":", lw=1.2)
     axes.text(datas.index("all") + 0.75 if "all" in datas else 0, untrained + 15, "untrained",
               ha="center", color="0.3", fontsize=11)
-    for name, label in zip(STUDENTS, ("sac: no penalty", "cql: with the penalty",
-                                      "bc: imitates the data")):
+    for name, label in zip(STUDENTS, ("SAC: no penalty", "CQL: with the penalty",
+                                      "BC: imitates the data")):
         axes.bar(0, 0, 0, bottom, color=COLOURS[name], alpha=0.35, label=label)
     axes.plot([], [], "k-", lw=2, label="the teacher")
     labels = [f"{data.replace(' + ', chr(10) + '+ ')}\n({runs.how_many(data)})" for data in datas]
@@ -1392,7 +1402,7 @@ def picture(seed, file, updates=PICTURED):
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), \
             contextlib.redirect_stderr(nowhere):
         data = study.make_data(ours, seed, "last 10")
-        for kind, name in (("sac", "sac, no penalty"), ("cql", "cql, with the penalty")):
+        for kind, name in (("sac", "SAC, no penalty"), ("cql", "CQL, with the penalty")):
             agent, _ = study.make_student(ours, study.cell(kind, seed, "last 10"), data)
             run = ours.Run(None, seed)
             run.begin("student", agent, data)

@@ -541,13 +541,17 @@ def numbers(text):
 
 
 def test_readmes_experiments_are_those_of_tryit():
-    """Each command of "Try it" stands in results/tryit.txt, and so do the numbers beside it."""
+    """Each command of "Try it" stands in results/tryit.txt, and so do the numbers beside it and, to
+    half a minute, the time that it took."""
     section = (study.TOP / "README.md").read_text().split("## Try it")[1].split("\n## ")[0]
     blocks = (study.TOP / "results" / "tryit.txt").read_text().split("\n$ ")[1:]
     printed = {block.split("\n")[0]: block for block in blocks}
-    rows = re.findall(r"(?m)^\| `(python .*--steps \d+)` \(.*\) \| (.*) \|$", section)
+    rows = re.findall(r"(?m)^\| `(python .*--steps \d+)` \((.*) min\) \| (.*) \|$", section)
     assert len(rows) == 5
-    for command, seen in rows:
+    for command, minutes, seen in rows:
+        seconds = int(re.search(r"(?m)^seconds (\d+)$", printed[command])[1])
+        halves = max(1, round(seconds / 30))
+        assert minutes == (str(halves // 2) if halves > 1 else "") + "½" * (halves % 2), command
         assert numbers(seen), command
         assert numbers(seen) <= numbers(printed[command]), command
 

@@ -463,7 +463,7 @@ def draw(agents, data, returns, path, title=""):
             panel(axes, data, agent, state)
             degrees = math.degrees(angles(state[None])[0])
             axes.set_title(f"{what} ({degrees:z.0f}°, {state[2]:z.1f} rad/s)", fontsize=13)
-            axes.set_xlabel("torque now (N m), then its policy", fontsize=12)
+            axes.set_xlabel("torque now (N m), then the policy's", fontsize=12)
         panels[0].set_ylabel("discounted rewards, 100 at most", fontsize=12)
         every.extend(panels)
     low = min(axes.get_ylim()[0] for axes in every)
