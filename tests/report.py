@@ -805,7 +805,8 @@ def probed(runs):
            "(20,000, last 10)",
            "target's torque from bc: promise 45 and 51, plain 118 and 66; return -1,648 and -1,531 "
            "all the same",
-           f"promise {spread(promised)}, plain {spread(plainly)}; return "
+           f"promise {spread(promised)}, plain {spread(plainly)}, above 100 on "
+           f"{count(plainly > 100)}; return "
            f"{spread(known([last(clone[seed], 1) for seed in both]))}", len(both),
            every(mostly(plainly - 100), mostly(100 - promised), mostly(short - FAILS)))
 
