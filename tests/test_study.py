@@ -216,7 +216,7 @@ def test_a_cell_becomes_a_line(tmp_path, monkeypatch):
 
     for name, value in (("EPISODE", 70), ("UPDATES", 1), ("evaluate", spy),
                         ("train_teacher", lambda agent, data, _, run: train_teacher(
-                            agent, data, 3, run)),
+                            agent, data, 10, run)),
                         ("train_student", lambda agent, data, _, run: train_student(
                             agent, data, 3, run))):
         monkeypatch.setattr(ours, name, value)
@@ -224,8 +224,8 @@ def test_a_cell_becomes_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "MOMENTS", [2])
     monkeypatch.setattr(torques, "STATES", 3)
     teacher = study.run_cell(study.cell("teacher", 10))
-    assert [test[0] for test in teacher["tests"]] == [0, 2]
-    assert teacher["rows"] == 210 and "measures" not in teacher
+    assert [test[0] for test in teacher["tests"]] == [0, 9]
+    assert teacher["rows"] == 700 and "measures" not in teacher
     evaluated.clear()
     line = study.run_cell(study.cell("sac", 10, "all"))
     assert [test[0] for test in line["tests"]] == [0, 2]
@@ -239,6 +239,13 @@ def test_a_cell_becomes_a_line(tmp_path, monkeypatch):
     assert "measures" not in clone
     assert study.comparable(line).keys() - study.comparable(clone).keys() == {
         "promised", "entropy bonus"}
+    assert "best of the nearest" not in line["measures"][2]
+    for kind in ("sac", "cql"):
+        narrow = study.run_cell(study.cell(kind, 10, "last 10"))
+        assert narrow["measures"][2]["best of the nearest"] < 0
+        assert narrow["dataset"] == teacher["dataset"]
+    changed = study.run_cell(study.cell("uniform states", 10, "last 10"))
+    assert changed["rows"] == 700 and changed["dataset"] != teacher["dataset"]
 
 
 # What is asked of the lines
@@ -384,6 +391,28 @@ def test_the_report_of_a_part_of_the_cells(tmp_path, monkeypatch):
     assert "**The page's formulas.** Not run yet." in text
     assert "results/same.jsonl is not there" in text
     assert "nan" not in text.lower().replace("nanometre", "")
+
+
+def verdicts_of_the_probe(tmp_path, monkeypatch, standing=-1.0, plain=120.0):
+    """Of three seeds whose far minus near is -1 in swinging states and whose clone promises 50."""
+    lines = [a_line(study.cell("teacher", seed)) for seed in (10, 11, 12)]
+    for seed in (10, 11, 12):
+        sac = a_line(study.cell("sac", seed, "last 10"), value=-1500.0)
+        sac["tests"][10][2] = plain
+        sac["measures"] = {str(update): {"swing far minus near": -1.0,
+                                         "stand far minus near": standing}
+                           for update in (2000, 4000)}
+        clone = a_line(study.cell("clone target", seed, "last 10"))
+        clone["tests"] = [[0, -1400.0, 0.0, 5.0, 0.0], [19_999, -1500.0, 50.0, 5.0, 0.0]]
+        lines += [sac, clone]
+    rows = [*report.probed(study_of(tmp_path, monkeypatch, lines))]
+    return rows[0][-1], rows[3][-1]
+
+
+def test_what_a_probes_findings_ask_for(tmp_path, monkeypatch):
+    assert verdicts_of_the_probe(tmp_path, monkeypatch) == (True, True)
+    assert verdicts_of_the_probe(tmp_path, monkeypatch, standing=1.0) == (False, True)
+    assert verdicts_of_the_probe(tmp_path, monkeypatch, plain=84.0) == (True, False)
 
 
 def study_of(tmp_path, monkeypatch, lines):
