@@ -343,14 +343,14 @@ def findings(runs):
            f"{own(runs, 'state only')} where it has the state only, by {own(runs, 'neither')} "
            f"where it has neither; these are {number(100 * iqm(share))} % of its steps "
            f"({len(share)} seeds).")
-    best, chance, worse = nearest(runs, "sac")
-    cql_best, _, cql_worse = nearest(runs, "cql")
+    best, chance, gained = nearest(runs, "sac")
+    cql_best, _, cql_gained = nearest(runs, "cql")
     yield ("The order of near rows' torques", len(best),
            f"At update 4,000 the best by sac's critic among the torques of the 20 nearest rows "
            f"returns {middle(best)}, a random one of them {middle(chance)}, the best by cql's "
-           f"critic {middle(cql_best)}; sac's is worse than the random one on {count(worse)} "
-           f"seeds, cql's on {count(cql_worse)}. Over all torques of a swinging state the rank "
-           f"correlation of sac's promises with what it then delivers itself is "
+           f"critic {middle(cql_best)}; sac's is worse than the random one on {count(gained < 0)} "
+           f"seeds, cql's on {count(cql_gained < 0)}. Over all torques of a swinging state the "
+           f"rank correlation of sac's promises with what it then delivers itself is "
            f"{order(runs, 'sac', 'delivered')}, cql's {order(runs, 'cql', 'delivered')}; with what "
            f"a good policy then delivers {order(runs, 'sac', 'good')} and "
            f"{order(runs, 'cql', 'good')}.")
@@ -376,8 +376,7 @@ def findings(runs):
            f"{ranks(runs, 'last 10', 'cql')} on the last 10, sac's "
            f"{ranks(runs, 'last 10', 'sac')}; on all {ranks(runs, 'all', 'cql')}, sac's "
            f"{ranks(runs, 'all', 'sac')}.")
-    paired = known([line["return"] - runs.teachers[seed]["return"]
-                    for seed, line in runs.printed.items()])
+    paired = printed_gains(runs)
     students = runs.pairs(("all", "cql"), ("all", "cql as printed"))
     yield ("The page's formulas", len(paired),
            f"Teachers as printed return typically "
@@ -409,12 +408,12 @@ def close(runs, data, name):
     return count(runs.to_teacher(data, name) > -CLOSE)
 
 
-def nearest(runs, name):
-    """Returns on the last 10 at update 4,000 by a critic's best and by a random one of the nearest
-    rows' torques, and on which seeds the best is worse."""
+def nearest(runs, name, update=4000):
+    """Returns on the last 10 by a critic's best and by a random one of the nearest rows' torques,
+    and how much more the best returns, seed by seed."""
     asked = "best of the nearest", "random of the nearest"
-    best, chance = (runs.measure("last 10", name, 4000, column) for column in asked)
-    return best, chance, runs.measure_pairs("last 10", name, 4000, *asked) < 0
+    best, chance = (runs.measure("last 10", name, update, column) for column in asked)
+    return best, chance, runs.measure_pairs("last 10", name, update, *asked)
 
 
 def order(runs, name, what):
@@ -489,6 +488,11 @@ def lowest(lines):
 def same_teachers(runs, lines):
     """The corrected teachers of the same seeds."""
     return {seed: runs.teachers[seed] for seed in lines if seed in runs.teachers}
+
+
+def printed_gains(runs):
+    """Final 100 episodes of the teachers as printed minus those of the corrected ones."""
+    return known([runs.final_gain(line) for line in runs.printed.values()])
 
 
 def definitions(runs):
@@ -788,13 +792,10 @@ def probed(runs):
            f"{own(runs, 'neither')} neither; neither minus both {spread(unseen, 1)}; "
            f"{spread(outside)} % outside", len(unseen), mostly(unseen))
 
-    worse = -runs.measure_pairs("last 10", "sac", 4000, "best of the nearest",
-                                "random of the nearest")
-    best = value("last 10", "sac", 4000, "best of the nearest")
-    chance = value("last 10", "sac", 4000, "random of the nearest")
+    best, chance, gained = nearest(runs, "sac")
     yield ("its order of torques is wrong even among seen ones (last 10, 4,000)",
            "best of the nearest -1,358 to -1,569, random -1,066 to -1,309",
-           f"best {spread(best)}, random {spread(chance)}", len(worse), mostly(worse))
+           f"best {spread(best)}, random {spread(chance)}", len(gained), mostly(-gained))
 
     clone, plain = runs.get("last 10", "clone target"), runs.get("last 10", "sac")
     both = [seed for seed in clone if seed in plain]
@@ -906,13 +907,10 @@ def interventions(runs):
     yield "### At test time: the best of the nearest rows' torques, or a random one\n"
     rows = []
     for name, update in itertools.product(("sac", "cql"), study.MOMENTS):
-        best = runs.measure("last 10", name, update, "best of the nearest")
-        chance = runs.measure("last 10", name, update, "random of the nearest")
-        better = runs.measure_pairs("last 10", name, update, "best of the nearest",
-                                    "random of the nearest") > 0
+        best, chance, gained = nearest(runs, name, update)
         if len(best):
             rows.append([name, f"{update:,}", len(best), spread(best), spread(chance),
-                         count(better)])
+                         count(gained > 0)])
     yield table(["critic of", "update", "seeds", "its best", "random", "its best is better on"],
                 rows)
     yield "**What these do not separate.**\n"
@@ -951,7 +949,7 @@ def temperature_verdict(runs):
     temperature fails all the same, nor of the promise if that passes 100 all the same."""
     fixed = runs.get("last 10", "fixed temperature")
     short = known([outcome(runs.teachers[seed]) - last(line, 1) for seed, line in fixed.items()])
-    promised = known([last(line, 2) for line in fixed.values()])
+    returns, promised = at_the_end(runs, "fixed temperature")
     fails = mostly(short - FAILS)
     if fails is None:
         return "Not run yet."
@@ -965,11 +963,10 @@ def temperature_verdict(runs):
         too_high = "Nor is it needed for a promise above 100."
     else:
         too_high = "With the temperature fixed the promise does not pass 100 on most seeds."
-    plain = runs.get("last 10", "sac")
-    plainly = known([at(plain[seed], 20_000, 2) for seed in fixed if seed in plain])
+    _, plainly = without_it(runs, fixed)
     return (f"{failure} {too_high} Fixed at 0.01, sac of the last 10 ends more than {FAILS} below "
             f"its teacher on {count(short > FAILS)} seeds (return "
-            f"{middle(known([last(line, 1) for line in fixed.values()]))}) and promises "
+            f"{middle(returns)}) and promises "
             f"{spread(promised)} at update 20,000, plain sac {spread(plainly)}. Left to learn, the "
             f"temperature ends at {spread(ends, 3)} on the last 10 and at {spread(broad, 3)} on "
             f"all ({len(ends)} and {len(broad)} seeds, 50,000 updates).")
@@ -1033,8 +1030,7 @@ def verdicts(runs):
                      f"(outcome {signed(iqm(runs.to_teacher(mixed, name)))})")
     yield bullet(f"The mixture, final 100 episodes: {'; '.join(parts)}; "
                  f"{runs.how_many(mixed)} seeds.")
-    gaps = known([line["return"] - runs.teachers[seed]["return"]
-                  for seed, line in runs.printed.items()])
+    gaps = printed_gains(runs)
     yield bullet(f"Teachers as printed, final 100 episodes: typically "
                  f"{middle(finals(runs.printed))} against "
                  f"{middle(finals(same_teachers(runs, runs.printed)))}; lower on "
@@ -1174,8 +1170,7 @@ def page_numbers(runs):
         broad, narrow = (signed(iqm(weight_values(runs, data, name, runs.gain)))
                          for data in ("all", "last 10"))
         weights.append(f"{weight}: {broad} / {narrow}")
-    below = known([line["return"] - runs.teachers[seed]["return"]
-                   for seed, line in runs.printed.items()])
+    below = printed_gains(runs)
     return {
         '"... assigns high Q-values to actions not seen in the dataset"':
             f"at update 4,000, where the pendulum swings, it promises {middle(swinging[0])} too "
@@ -1236,11 +1231,11 @@ def more_numbers(runs):
     plain_returns, plain_promised = without_it(runs, seeds)
     yield (f"promises {middle(promised)} after 20,000 updates, not {middle(plain_promised)}, and "
            f"returns {middle(clones)}, not {middle(plain_returns)} ({len(clones)} seeds)")
-    best, chance, worse = nearest(runs, "sac")
+    best, chance, gained = nearest(runs, "sac")
     cql_best, _, _ = nearest(runs, "cql")
     yield (f"SAC's favourite returns {middle(best)}, a random pick {middle(chance)}, CQL's "
-           f"favourite {middle(cql_best)}; SAC's is worse than the random pick on {count(worse)} "
-           f"seeds")
+           f"favourite {middle(cql_best)}; SAC's is worse than the random pick on "
+           f"{count(gained < 0)} seeds")
     seeds = runs.measure("last 10", "cql", 20_000, "swing rank density")
     yield (f"the rank correlation of promise and frequency is {rank(runs, 'last 10', 'cql')}, "
            f"SAC's {rank(runs, 'last 10', 'sac')} ({len(seeds)} seeds)")

@@ -135,13 +135,13 @@ def finished():
     return found
 
 
-def missing(cells, cpu):
-    """The cells to run on this machine: of a seed that no machine has finished, all that this one
-    lacks."""
+def missing(cells, mine):
+    """The cells to run on the processor `mine`: of a seed that no machine has finished, all that
+    this one lacks."""
     have = finished()
     unfinished = {one["seed"] for one in cells if key(one) not in have}
-    mine = {key(line) for line in counting() if line["cpu"] == cpu}
-    return [one for one in cells if one["seed"] in unfinished and key(one) not in mine]
+    run_here = {key(line) for line in counting() if line["cpu"] == mine}
+    return [one for one in cells if one["seed"] in unfinished and key(one) not in run_here]
 
 
 def same_programs():
@@ -184,19 +184,24 @@ def run_same():
                 appended.write(json.dumps(run_cell(one)) + "\n")
 
 
+def cpu():
+    """The processor's name."""
+    info = pathlib.Path("/proc/cpuinfo")
+    names = [line.split(": ")[1] for line in info.read_text().splitlines()
+             if line.startswith("model name")] if info.exists() else [platform.processor()]
+    return names[0]
+
+
 def machine():
     """What the numbers may depend on beside the program."""
     import gym
     import torch
 
-    info = pathlib.Path("/proc/cpuinfo")
-    names = [line.split(": ")[1] for line in info.read_text().splitlines()
-             if line.startswith("model name")] if info.exists() else [platform.processor()]
     git = functools.partial(subprocess.run, cwd=TOP, capture_output=True, text=True)
     commit = git(["git", "rev-parse", "HEAD"], check=True).stdout.strip()
     if git(["git", "diff", "--quiet", "HEAD", "--", "cql_pendulum.py", "tests"]).returncode:
         commit += "-changed"
-    return {"cpu": names[0], "threads": torch.get_num_threads(),
+    return {"cpu": cpu(), "threads": torch.get_num_threads(),
             "python": platform.python_version(), "torch": torch.__version__,
             "numpy": np.__version__, "gym": gym.__version__, "commit": commit}
 
@@ -351,7 +356,7 @@ def run_cell(cell):
 def work(cells, processes):
     """Run the cells that are missing; students after the teachers, whose data they need."""
     RESULTS.mkdir(exist_ok=True)
-    todo = missing(cells, machine()["cpu"])
+    todo = missing(cells, cpu())
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
         spent, done = 0.0, 0
         for teachers in (True, False):
