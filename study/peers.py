@@ -3,10 +3,11 @@
 python study/peers.py             run what is missing, two processes of one thread; stop at any time
 
 Teachers are read from study/kept/: SEED.npz, all that a teacher recorded, and SEED.pt, the teacher.
-A run is a line of --out. Five things stay d3rlpy's: its policy's layer gives the log of the
-standard deviation (ours gives it through softplus); its critics see torque / 2; its batches are
-drawn with replacement; its policy's loss has the temperature after that update's step, not before;
-and an episode that the time limit ends loses its last row, whose next state is not recorded.
+A run is a line of --out. Six things stay d3rlpy's: its policy's layer gives the log of the standard
+deviation (ours gives it through softplus); its critics see torque / 2, and share the torques of a
+penalty (ours draw their own); its batches are drawn with replacement; its policy's loss has the
+temperature after that update's step, not before; and an episode that the time limit ends loses its
+last row, whose next state d3rlpy does not record.
 """
 import argparse
 import contextlib
