@@ -1,14 +1,15 @@
-"""What a critic promises for each torque and what is then delivered: measured, changed, drawn.
+"""What a critic promises for each torque and what is then delivered: measured, and changed.
 
 Pendulum can be set to any state, so that each promise can be checked. The words of this file:
 
 promise     the smaller critic's value of a torque in a state
-delivery    ours.deliver: the torque, then the agent's policy
+delivery    what the torque, and then the agent's policy, are paid
 bonus       temperature times the policy's later entropies: a promise counts it, a delivery does not
 excess      promise - delivery - bonus, that is the over-estimate, like with like
 
 All four are in the unit of the discounted sum of (reward + 8) / 8, of which no policy can deliver
 more than 100. Torques are in N m. A state is (cos angle, sin angle, speed in rad/s), 0 upright.
+Many episodes are played side by side, by formulas of Pendulum that a test holds to gym's.
 """
 import math
 import pathlib
@@ -16,11 +17,11 @@ import sys
 
 import numpy as np
 import torch
+from scipy import spatial, stats
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import cql_pendulum as ours  # noqa: E402
-import study  # noqa: E402
 
 TORQUES = np.linspace(-2, 2, 17)      # a quarter of a N m apart
 STATES = 300                          # of a kind, in one measurement
@@ -28,7 +29,86 @@ NEAREST = 20                          # rows of the data that count as near a st
 NEAR, FAR = 0.25, 0.75                # N m to the nearest of these rows' torques
 WIDTH = 0.25                          # N m, the standard deviation of the density's kernel
 EPISODES, EVERY = 20, 10              # of the student's own: how many, and each how many steps
+CELLS, BINS = (12, 8), 8              # of angle and speed, 30 degrees by 2 rad/s; torque, 0.5 N m
 CLONING = 20_000                      # updates of the clone that chooses a target's torques
+INTERVENTIONS = ("clone target", "uniform torques", "uniform states", "uniform states and torques",
+                 "fixed temperature")
+
+
+# Pendulum, many at a time
+
+def pendulum(states, torques):
+    """One step of Pendulum-v1 in many states: [n, 3], [n] -> rewards [n], next states [n, 3]."""
+    angle, speed = angles(states), states[:, 2]
+    rewards = -(angle ** 2 + 0.1 * speed ** 2 + 0.001 * torques ** 2)
+    # gravity 10 m/s^2, length 1 m, mass 1 kg, a step of 0.05 s
+    speed = np.clip(speed + (15 * np.sin(angle) + 3 * torques) * 0.05, -8, 8)
+    return rewards, states_of(angle + 0.05 * speed, speed)
+
+
+def states_of(angle, speed):
+    """Radians from upright and rad/s, [n] each -> [n, 3]."""
+    return np.stack([np.cos(angle), np.sin(angle), speed], axis=1)
+
+
+def angles(states):
+    """Radians from upright, in [-pi, pi]: [n, 3] -> [n]."""
+    return np.arctan2(states[:, 1], states[:, 0])
+
+
+def seeds_of(seed, purpose, n):
+    """Seeds of n starts for a purpose (0: tests, 1: final episodes, 2: own_steps), the same for all
+    students of a seed; those of the program."""
+    return np.random.SeedSequence([seed, purpose]).generate_state(n).tolist()
+
+
+def starts(seeds):
+    """Pendulum's first states of these seeds, not rounded to float32: [n, 3]."""
+    env = ours.MyWrapper()
+    points = []
+    for seed in seeds:
+        env.reset(seed=seed)
+        points.append(env.unwrapped.state)
+    return states_of(*np.array(points).T)
+
+
+def rollout(choose, states):
+    """Episodes side by side, in which choose gives torques for states, [n, 3] -> [n]. Returns the
+    states [200, n, 3], torques [200, n] and rewards [200, n]."""
+    steps = []
+    for _ in range(ours.EPISODE):
+        torques = choose(states)
+        rewards, following = pendulum(states, torques)
+        steps.append((states, torques, rewards))
+        states = following
+    return tuple(np.stack(column) for column in zip(*steps))
+
+
+@torch.no_grad()
+def draw(agent, states):
+    """Torques of the policy and their entropies: [n, 3] -> [n], [n]."""
+    action, entropy = agent.model_action(torch.from_numpy(states).float())      # [n, 1] each
+    return action[:, 0].double().numpy(), entropy[:, 0].double().numpy()
+
+
+def play(agent, seeds):
+    """The program's test of an agent, an episode for each seed: a dict of returns, promised (of the
+    first torque), delivered and bonus, [n] each, and the states [200, n, 3] and torques [200, n].
+    The same seeds, the same starts and noise."""
+    entropies = []
+
+    def choose(states):
+        torques, found = draw(agent, states)
+        entropies.append(found)
+        return torques
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds[0])
+        states, torques, rewards = rollout(choose, starts(seeds))
+    return {"return": rewards.sum(axis=0), "promised": promise(agent, states[0], torques[0]),
+            "delivered": ours.discounted(rewards),
+            "bonus": temperature(agent) * discounted_entropies(np.stack(entropies[1:])),
+            "states": states, "torques": torques}
 
 
 # What a torque promises and delivers
@@ -37,21 +117,25 @@ CLONING = 20_000                      # updates of the clone that chooses a targ
 def promise(agent, states, torques):
     """What the smaller critic promises: [n, 3], [n] -> [n]."""
     states = torch.from_numpy(states).float()
-    torques = torch.from_numpy(torques).float()
-    return ours.least_value(agent, states, torques[:, None])[:, 0].double().numpy()
+    torques = torch.from_numpy(torques).float()[:, None]                        # [n, 1]
+    values = agent.model_value1(states, torques), agent.model_value2(states, torques)
+    return torch.min(*values)[:, 0].double().numpy()
 
 
-def deliver_with_bonus(agent, states, torques):
+def deliver(agent, states, torques):
     """What each torque and then the policy deliver, and the bonus of that policy: [n, 3], [n] ->
     [n], [n]. The same noise follows whatever the torques are."""
-    entropies = []                                              # of the steps 1 to T, [n, 1] each
-    hook = agent.model_action.register_forward_hook(
-        lambda module, given, found: entropies.append(found[1]))
-    delivered = ours.deliver(agent, states, torques)
-    hook.remove()
-    entropies = torch.cat(entropies, dim=1).double().numpy().T                  # [T, n]
-    # that of step T is left out, as no reward follows it
-    return delivered, temperature(agent) * discounted_entropies(entropies[:-1])
+    rewards, entropies = [], []                                 # [n] a step
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(ours.EPISODE):
+            reward, states = pendulum(states, torques)
+            torques, entropy = draw(agent, states)
+            rewards.append(reward)
+            entropies.append(entropy)
+    # the entropy of step T is left out, as no reward follows it
+    bonus = temperature(agent) * discounted_entropies(np.stack(entropies[:-1]))
+    return ours.discounted(np.stack(rewards)), bonus
 
 
 def discounted_entropies(entropies):
@@ -65,14 +149,11 @@ def discounted_entropies(entropies):
 def over_torques(agent, states, torques=TORQUES):
     """Promise, delivery and bonus of every torque in every state: [n, 3], [m] -> three [n, m]. The
     torques of a state are followed by the same noise, so that only they make a difference."""
-    promised, delivered, bonus = [], [], []
+    columns = []
     for torque in torques:
         same = np.full(len(states), torque)                                     # [n]
-        paid, extra = deliver_with_bonus(agent, states, same)
-        promised.append(promise(agent, states, same))
-        delivered.append(paid)
-        bonus.append(extra)
-    return np.stack(promised, axis=1), np.stack(delivered, axis=1), np.stack(bonus, axis=1)
+        columns.append((promise(agent, states, same), *deliver(agent, states, same)))
+    return tuple(np.stack(column, axis=1) for column in zip(*columns))
 
 
 @torch.no_grad()
@@ -88,11 +169,6 @@ def temperature(agent):
 
 # The data near a state
 
-def angles(states):
-    """Radians from upright, in [-pi, pi]: [n, 3] -> [n]."""
-    return np.arctan2(states[:, 1], states[:, 0])
-
-
 def stands(states):
     """Whether a state is within 20 degrees of upright and slower than 1 rad/s: [n, 3] -> [n]."""
     return (abs(angles(states)) < math.radians(20)) & (abs(states[:, 2]) < 1)
@@ -105,22 +181,14 @@ def swings(states):
 
 
 def near_torques(rows, states):
-    """The torques of the 20 rows nearest to each state, in no order: [n, 3] -> [n, 20]."""
-    here = position(states)                                                     # [n, 3]
-    there = position(rows[:, :3])                                               # [rows, 3]
-    # |here - there|^2, without |here|^2, which orders nothing
-    distance = (there ** 2).sum(axis=1) - 2 * here @ there.T                    # [n, rows]
-    nearest = distance.argpartition(NEAREST - 1, axis=1)[:, :NEAREST]           # [n, 20]
+    """The torques of the 20 rows nearest to each state, [n, 3] -> [n, 20]: by cos, sin and speed / 8,
+    so that a radian near upright counts as much as 8 rad/s."""
+    tree = spatial.KDTree(rows[:, :3] / [1, 1, 8])
+    _, nearest = tree.query(states / [1, 1, 8], NEAREST)                        # [n, 20]
     return rows[nearest, 3].astype(float)
 
 
-def position(states):
-    """A state as a point whose distances compare: cos, sin and speed / 8, each from -1 to 1, so
-    that a radian near upright counts as much as 8 rad/s."""
-    return states.astype(float) / [1, 1, 8]
-
-
-def gaps(found, torques=TORQUES):
+def distances(found, torques=TORQUES):
     """From each torque to the nearest of those found: [n, 20], [m] -> [n, m]."""
     return abs(torques[:, None] - found[:, None, :]).min(axis=2)
 
@@ -176,10 +244,10 @@ def summary(agent, rows, states, good=None):
     promised, delivered, bonus = over_torques(agent, states)                    # [n, 17] each
     excess = promised - delivered - bonus
     torques = near_torques(rows, states)                                        # [n, 20]
-    gap = gaps(torques)                                                         # [n, 17]
-    near = np.where(gap <= NEAR, excess, np.nan)
-    far = np.where(gap > FAR, excess, np.nan)
-    difference = row_means(far) - row_means(near)                               # [n]
+    distance = distances(torques)                                               # [n, 17]
+    near = np.where(distance <= NEAR, excess, np.nan)
+    far = np.where(distance > FAR, excess, np.nan)
+    difference = np.array([mean(x) - mean(y) for x, y in zip(far, near)])       # [n]
     found = {
         "states": len(states),
         "promised": mean(promised),
@@ -207,33 +275,27 @@ def spectral_radius(agent):
     the pendulum leaves upright, below 1 it comes back."""
     size = 0.01                                                   # rad and rad/s
     columns = []
-    for direction in np.eye(2):                                   # the angle, then the speed
-        after = mean_step(agent, size * direction)
-        before = mean_step(agent, -size * direction)
-        columns.append((after - before) / (2 * size))
+    for point in size * np.eye(2):                                # the angle, then the speed
+        columns.append((mean_step(agent, point) - mean_step(agent, -point)) / (2 * size))
     jacobian = np.stack(columns, axis=1)                          # [2, 2]
     return float(abs(np.linalg.eigvals(jacobian)).max())
 
 
 def mean_step(agent, point):
     """One step from (angle, speed) under the policy's mean: [2] -> [2]."""
-    angle, speed = point
-    state = np.array([[math.cos(angle), math.sin(angle), speed]])
-    _, following = ours.pendulum(state, mean_torque(agent, state))
+    state = states_of(*point[:, None])                                          # [1, 3]
+    _, following = pendulum(state, mean_torque(agent, state))
     return np.array([angles(following)[0], following[0, 2]])
 
 
 def own_steps(agent, rows, seed):
     """The excess along the agent's own episodes, every tenth step of 20, by what the data has:
     "both" the state's cell with the torque's bin in it, the "state only", or "neither" (the cells
-    and bins of study.histogram). The share of the steps, and their mean excess."""
-    seeds = ours.Run(None, seed).starts(2, EPISODES)          # 0: the tests, 1: the final episodes
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds[0])
-        states, torques, _ = rollout(lambda state: policy_torque(agent, state), starts(seeds))
-    states = states[::EVERY].reshape(-1, 3)                                     # [20 * 20, 3]
-    torques = torques[::EVERY].reshape(-1)                                      # [20 * 20]
-    delivered, bonus = deliver_with_bonus(agent, states, torques)
+    and bins of histogram). The share of the steps, and their mean excess."""
+    played = play(agent, seeds_of(seed, 2, EPISODES))
+    states = played["states"][::EVERY].reshape(-1, 3)                           # [20 * 20, 3]
+    torques = played["torques"][::EVERY].reshape(-1)                            # [20 * 20]
+    delivered, bonus = deliver(agent, states, torques)
     excess = promise(agent, states, torques) - delivered - bonus
     known = data_has(rows, states, torques)
     found = {}
@@ -246,35 +308,64 @@ def own_steps(agent, rows, seed):
 
 def data_has(rows, states, torques):
     """What the rows have of each state and torque, "both", "state only" or "neither": [n]."""
-    counts = study.histogram(rows)                                              # [12, 8, 8]
-    answers = []
-    for one in np.column_stack([states, torques]):
-        alone = study.histogram(one[None])                        # a one in its cell and bin
-        angle, speed, torque = np.unravel_index(alone.argmax(), alone.shape)
-        if counts[angle, speed, torque] > 0:
-            answers.append("both")
-        elif counts[angle, speed].sum() > 0:
-            answers.append("state only")
-        else:
-            answers.append("neither")
-    return np.array(answers)
+    counts = histogram(rows[:, :3], rows[:, 3])                                 # [12, 8, 8]
+    angle, speed, torque = bins(states, torques)
+    both, state = counts[angle, speed, torque] > 0, counts[angle, speed].sum(axis=1) > 0
+    return np.select([both, state], ["both", "state only"], "neither")
+
+
+def bins(states, torques):
+    """In which cell of angle and speed each state lies and in which bin its torque: three [n]."""
+    found = []
+    for value, most, n in ((angles(states), math.pi, CELLS[0]), (states[:, 2], 8, CELLS[1]),
+                           (torques, 2, BINS)):
+        edges = np.linspace(-most, most, n + 1)[1:-1]
+        found.append(np.digitize(value, edges))
+    return tuple(found)
+
+
+def histogram(states, torques):
+    """How many of the states and torques lie in each cell and bin: [n, 3], [n] -> [12, 8, 8]."""
+    counts = np.zeros([*CELLS, BINS])
+    np.add.at(counts, bins(states, torques), 1)
+    return counts
+
+
+def coverage(rows):
+    """The mean number of torque bins of 8 that the rows occupy in a state cell that they visit."""
+    occupied = (histogram(rows[:, :3], rows[:, 3]) > 0).sum(axis=2)
+    return occupied[occupied > 0].mean()
+
+
+def outside(rows, states, torques):
+    """The share of visited states and torques, [n, 3] and [n], that are not "both" in the rows."""
+    return (data_has(rows, states, torques) != "both").mean()
+
+
+def contrast_and_gap(agent, rows):
+    """Two numbers that need no environment, means over 500 states of the data. Q is the smaller
+    critic, m its mean over 41 torques from -2 to 2 N m.
+
+    contrast   Q(state, the data's torque) - m of Q(state, torque)
+    gap        log(4 N m * m of exp(Q(state, torque))) - Q(state, the data's torque)
+
+    The gap is CQL's penalty, with the integral over all torques for its estimate: log 4 where Q is
+    flat, and least where Q is the log of the density of the data's torques, per N m, plus a
+    constant. Then it is the entropy of these torques, which has no bound below."""
+    rows = rows[np.linspace(0, len(rows) - 1, 500).astype(int)]
+    torques = np.linspace(-2, 2, 41)
+    mine = promise(agent, rows[:, :3], rows[:, 3])
+    every = promise(agent, rows[:, :3].repeat(41, axis=0), np.tile(torques, 500)).reshape(500, 41)
+    most = every.max(axis=1)                                    # or exp overflows
+    integral = np.log(4 * np.exp(every - most[:, None]).mean(axis=1)) + most
+    return (mine - every.mean(axis=1)).mean(), (integral - mine).mean()
 
 
 def rank_correlations(first, second):
     """Spearman's correlation within each row, NaN where either is constant: [n, m] twice -> [n]."""
-    first, second = ranks(first), ranks(second)
-    product = (first * second).mean(axis=1)
-    size = first.std(axis=1) * second.std(axis=1)
-    size[size == 0] = np.nan
-    return product / size
-
-
-def ranks(values):
-    """Each value's rank in its row minus the row's mean rank; equal ones share one. NaN in a row
-    makes the row NaN. [n, m] -> [n, m]."""
-    here, other = values[:, :, None], values[:, None, :]
-    found = (here > other).sum(axis=2) - (here < other).sum(axis=2)
-    return np.where(np.isnan(values).any(axis=1, keepdims=True), np.nan, found / 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        first, second = (stats.zscore(stats.rankdata(x, axis=1), axis=1) for x in (first, second))
+    return (first * second).mean(axis=1)
 
 
 def mean(values):
@@ -283,44 +374,11 @@ def mean(values):
     return float(values.mean()) if len(values) else math.nan
 
 
-def row_means(values):
-    """[n, m] -> [n]: `mean` of each row."""
-    return np.array([mean(row) for row in values])
-
-
 def rounded(value, digits=5):
     """A number for a file; None for NaN."""
     if isinstance(value, int):
         return value
     return None if math.isnan(value) else round(value, digits)
-
-
-# Episodes
-
-def starts(seeds):
-    """Pendulum's first states of these seeds: [n, 3]."""
-    env = ours.MyWrapper()
-    return np.stack([env.reset(seed=seed) for seed in seeds]).astype(float)
-
-
-def rollout(choose, state):
-    """Episodes side by side, in which choose gives torques for states, [n, 3] -> [n]. Returns the
-    states [200, n, 3], torques [200, n] and rewards [200, n]."""
-    states, torques, rewards = [], [], []
-    for _ in range(ours.EPISODE):
-        torque = choose(state)
-        states.append(state)
-        torques.append(torque)
-        reward, state = ours.pendulum(state, torque)
-        rewards.append(reward)
-    return np.stack(states), np.stack(torques), np.stack(rewards)
-
-
-@torch.no_grad()
-def policy_torque(agent, state):
-    """Torques of the policy, drawn: [n, 3] -> [n]."""
-    action, _ = agent.model_action(torch.from_numpy(state).float())
-    return action[:, 0].double().numpy()
 
 
 # The interventions
@@ -368,32 +426,21 @@ def changed_rows(kind, rows, seed, teacher):
     all others                    the data's rows
 
     With uniform torques the next states leave the data, too, by one step."""
-    rng = np.random.default_rng(seed)
-    if kind == "uniform torques":
-        return stepped(rows, rows[:, :3], rng.uniform(-2, 2, len(rows)))
-    if kind == "uniform states":
-        states = uniform_states(len(rows), rng)
+    if not kind.startswith("uniform"):
+        return rows
+    rng, n = np.random.default_rng(seed), len(rows)
+    states = rows[:, :3]
+    if "states" in kind:
+        states = states_of(rng.uniform(-math.pi, math.pi, n), rng.uniform(-8, 8, n))
+    if "torques" in kind:
+        torques = rng.uniform(-2, 2, n)
+    else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return stepped(rows, states, policy_torque(teacher, states))
-    if kind == "uniform states and torques":
-        states = uniform_states(len(rows), rng)
-        return stepped(rows, states, rng.uniform(-2, 2, len(rows)))
-    return rows
-
-
-def uniform_states(n, rng):
-    """States of any angle and any speed from -8 to 8 rad/s: [n, 3]."""
-    angle, speed = rng.uniform(-math.pi, math.pi, n), rng.uniform(-8, 8, n)
-    return np.stack([np.cos(angle), np.sin(angle), speed], axis=1)
-
-
-def stepped(rows, states, torques):
-    """The rows with other states and torques, [n, 3] and [n], and the reward and next state that
-    follow. The flags stay; no state of Pendulum is terminal."""
-    changed = rows.copy()
+            torques, _ = draw(teacher, states)
+    changed = rows.copy()                                       # the flags stay: none is terminal
     changed[:, :3], changed[:, 3] = states, torques                             # float32
-    reward, following = ours.pendulum(changed[:, :3].astype(float), changed[:, 3].astype(float))
+    reward, following = pendulum(changed[:, :3].astype(float), changed[:, 3].astype(float))
     changed[:, 4], changed[:, 5:8] = reward, following
     return changed
 
@@ -440,72 +487,3 @@ def make_student(kind, rows, seed):
         clone.train(*data.get_sample())
     ours.seed_everything(seed)
     return CloneTarget(clone)
-
-
-# The picture
-
-TOO_MUCH = {"color": "C3", "alpha": 0.15, "lw": 0, "label": "promised too much"}
-
-
-def draw(agents, data, returns, path, title=""):
-    """Write the picture of some agents, a row each, in three states of the data; agents and returns
-    go by the student's name. Returns the figure."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 3.9 * len(agents) + 0.8), dpi=100, layout="constrained")
-    every = []
-    for band, (name, agent) in zip(figure.subfigures(len(agents), 1, squeeze=False)[:, 0],
-                                   agents.items()):
-        band.suptitle(f"{name}: return {returns[name]:,.0f}", fontsize=17, weight="bold")
-        states = three_states(data.rows)
-        panels = band.subplots(1, len(states), sharey=True)
-        for axes, (what, state) in zip(panels, states.items()):
-            panel(axes, data, agent, state)
-            degrees = math.degrees(angles(state[None])[0])
-            axes.set_title(f"{what} ({degrees:z.0f}°, {state[2]:z.1f} rad/s)", fontsize=13)
-            axes.set_xlabel("torque now (N m), then the policy's", fontsize=12)
-        panels[0].set_ylabel("discounted rewards, 100 at most", fontsize=12)
-        every.extend(panels)
-    low = min(axes.get_ylim()[0] for axes in every)
-    high = max(axes.get_ylim()[1] for axes in every)
-    for axes in every:                          # one scale, and room for what stands at the bottom
-        axes.set_ylim(low - 0.17 * (high - low), high)
-    handles, labels = every[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=12,
-                  columnspacing=1.2)
-    if title:
-        figure.suptitle(title, fontsize=13)
-    figure.savefig(path)
-    return figure
-
-
-def panel(axes, data, agent, state):
-    """The main job's drawing of a state, [3], larger, and shaded where more is promised than
-    delivered. The bonus is not in the line of deliveries: it shows what is paid."""
-    ours.draw_state(axes, data, agent, state)
-    lines = {line.get_label(): line for line in axes.lines}
-    torques, promised = lines["promised"].get_data()
-    delivered = lines["delivered"].get_ydata()
-    promised = np.reshape(promised, -1)
-    axes.fill_between(torques, delivered, promised, where=promised > delivered, interpolate=True,
-                      **TOO_MUCH)
-    for label in ("promised", "delivered"):
-        lines[label].set_linewidth(2.5)
-    for label, size in (("data near here", 12), ("the policy's torque", 11)):
-        lines[label].set_markersize(size)
-    axes.set(xlim=(-2.1, 2.1), xticks=[-2, -1, 0, 1, 2])
-    axes.tick_params(labelsize=11)
-    axes.grid(alpha=0.3)
-
-
-def three_states(rows):
-    """Three states of the data, by name: the one nearest to standing upright, the fastest that
-    swings up, and the one nearest to hanging still."""
-    states = rows[:, :3]
-    upward = swings(states) & (states[:, 1] * states[:, 2] < 0)       # the angle's size shrinks
-    speed = np.where(upward, abs(states[:, 2]), -1)
-    upright = position(states) - [1, 0, 0]
-    hanging = position(states) - [-1, 0, 0]
-    return {"upright": states[np.linalg.norm(upright, axis=1).argmin()],
-            "swinging up": states[speed.argmax()],
-            "hanging": states[np.linalg.norm(hanging, axis=1).argmin()]}

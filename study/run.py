@@ -1,394 +1,302 @@
-"""Does CQL do what the page says? Data, students, seeds, weights and errata, measured.
+"""The study's runs: data, students, seeds, weights and errata.
 
-python tests/study.py             run what is missing, two processes of one thread; stop at any time
-python tests/study.py --report    write results/study.md and three figures: tests/report.py
-python tests/study.py --picture   train four students, and draw what they promise and deliver
+python study/run.py                     run what results/cells.jsonl lacks; stop at any time
+python study/run.py --only cql "all"    of that, the cells of this kind, data or seed alone
+python study/run.py --again 5           run five cells a second time: which digits come again?
 
-A cell is one training run with its final 100 episodes, and a line of results/study.jsonl. It counts
-as long as `program` is the same: a hash of the code, without comments, that the numbers follow
-from (the page's part and NUMBERS below). Each line says on which machine and commit it was made.
+A cell is a training run and 100 episodes after it, and a line of the file, which says on which
+commit and processor it was made. Another processor rounds differently, and in a long run the digits
+part: a seed's students are compared with the teacher and the students of their seed alone. Teachers
+and their data are kept in study/kept; delete it after a change of the program that changes numbers.
 """
 import argparse
-import ast
-import contextlib
-import functools
-import hashlib
 import json
-import math
 import multiprocessing
-import os
 import pathlib
 import platform
+import random
+import signal
 import subprocess
 import sys
 import time
 import types
 
 import numpy as np
+import torch
 
-TOP = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(TOP))
-RESULTS, DATASETS = TOP / "results", TOP / "runs" / "study"
-ERRATA = ("jacobian", "sign", "range", "timeout")
-# beside the classes and loops, which stand before main
-NUMBERS = "evaluate", "discounted", "least_value", "seed_everything", "choose_episodes", "BC"
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import cql_pendulum as ours  # noqa: E402
+import measure  # noqa: E402
+import recordings  # noqa: E402
+
+FILE, KEPT = HERE / "results" / "cells.jsonl", HERE / "kept"
+KEY = "kind", "seed", "data", "as_printed", "weight", "student"
+STUDENTS = {"cql": ours.CQL, "sac": ours.SAC, "bc": ours.BC}
 LASTS = [f"last {n}" for n in (5, 10, 20, 40, 70, 85)]
-MIXTURES = ["random 20", "random 10 + last 10", "2,000 rows"]
-DATA = [*LASTS, "all", *MIXTURES]
-MEASURED = ["last 10", "last 85", "all", "random 20", "last 40"]      # what torques.measure is for
+DATA = [*LASTS, "all", "random 20", "random 10 + last 10", "2,000 rows"]
+MEASURED = ["last 10", "last 85", "all", "random 20", "last 40"]      # what measure.measure is for
 MOMENTS = 2000, 4000, 10_000, 20_000, 49_999                          # updates at which it is made
-INTERVENTIONS = ("clone target", "uniform torques", "uniform states", "uniform states and torques",
-                 "fixed temperature")
-CELLS = 12, 8                # of the states' angle and speed, 30 degrees by 2 rad/s, for coverage
-BINS = 8                     # of the torques, 0.5 N m each
+ALL_FOUR = tuple(ours.ERRATA)
+FIVE, TEN, LATER, TWENTY = range(5), range(10), range(10, 15), range(20)
+# kinds, data, seeds, all combinations of them; and what is not as usual
+GRID = [
+    (["teacher"], [None], TWENTY, {}),
+    (["cql", "sac", "bc"], ["last 10"], TWENTY, {}),
+    (["cql", "sac", "bc"], ["all"], range(15), {}),
+    (["cql", "sac", "bc"], DATA, FIVE, {}),
+    (["cql", "sac", "bc"], ["last 85", "random 20", "last 40"], LATER, {}),
+    (["cql"], ["all", "last 10"], FIVE, {"weight": 0.2}),
+    (["cql"], ["all", "last 10"], FIVE, {"weight": 1.0}),
+    (["cql"], ["all"], TEN, {"as_printed": ALL_FOUR}),
+    (["teacher"], [None], TEN, {"as_printed": ALL_FOUR}),
+    *((["teacher"], [None], range(10, 14), {"as_printed": [name]}) for name in ALL_FOUR),
+    *((["cql"], ["last 10"], [3], {"student": student}) for student in range(103, 108)),
+    (measure.INTERVENTIONS, ["last 10"], LATER, {}),
+]
 
 
-def program():
-    """The hash of the code that the numbers follow from, without comments, docstrings and errors'
-    texts; the same in every version of Python."""
-    tree = ast.parse((TOP / "cql_pendulum.py").read_text(encoding="utf-8"))
-    before_main = True
-    kept = []
-    for part in tree.body:
-        name = getattr(part, "name", None)
-        if name == "main":
-            before_main = False
-        if before_main or name in NUMBERS:
-            kept.append(fingerprint(part))
-    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
-
-
-def fingerprint(node):
-    """A part of a program as nested lists; None for what gives no numbers."""
-    if isinstance(node, (ast.Import, ast.ImportFrom, ast.Raise)):
-        return None
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return None                                                   # a docstring
-    if isinstance(node, ast.AST):
-        fields = [[name, fingerprint(value)] for name, value in ast.iter_fields(node)
-                  if value is not None and value != []]               # newer versions have new ones
-        return [type(node).__name__, fields]
-    if isinstance(node, list):
-        return [fingerprint(part) for part in node]
-    return repr(node)
+def grid():
+    """All cells. A student has the seed of its teacher unless another is given."""
+    cells = {}
+    for kinds, names, seeds, more in GRID:
+        for kind in kinds:
+            for data in names:
+                for seed in seeds:
+                    one = cell(kind, seed, data, **more)
+                    cells[key(one)] = one
+    return [*cells.values()]
 
 
 def cell(kind, seed, data=None, as_printed=(), weight=5.0, student=None):
-    """One run: a teacher of a seed, or a student (sac, cql, bc, an intervention of torques.py) of
-    that teacher's data, which has the seed of its teacher unless another is given."""
-    return {"kind": kind, "seed": seed, "data": data, "as_printed": list(as_printed),
+    return {"kind": kind, "seed": seed, "data": data, "as_printed": [*as_printed],
             "weight": weight if kind == "cql" else None,
             "student": seed if student is None else student}
 
 
-def grid():
-    """All cells. Seeds 0 to 9 were run first, on one machine; what was asked later has the seeds
-    from 10 on, on another: a seed's numbers agree on machines of one kind alone, and so a seed's
-    students are compared with students of the very same data."""
-    ten, later, measured = range(10), range(10, 15), range(10, 20)
-    cells = [cell("teacher", seed) for seed in range(20)]
-
-    def regimes(seeds, datas):
-        return [cell(kind, seed, data) for seed in seeds for data in datas
-                for kind in ("cql", "sac", "bc")]
-
-    cells += regimes([0], DATA) + regimes(ten, ["last 10", "all"])
-    cells += [cell("cql", 3, "last 10", student=student) for student in range(103, 108)]
-    cells += [cell("cql", seed, "all", ERRATA) for seed in ten]
-    cells += [cell("teacher", seed, as_printed=ERRATA) for seed in ten]
-    cells += regimes(range(1, 5), DATA)
-    cells += [cell("cql", seed, data, weight=weight)
-              for seed in range(5) for data in ("all", "last 10") for weight in (0.2, 1.0)]
-    cells += [cell(kind, seed, "last 10") for seed in later for kind in ("sac", "cql")]
-    cells += [cell(kind, seed, "last 10") for kind in INTERVENTIONS for seed in later]
-    cells += regimes(later, ["last 85", "all", "random 20"]) + regimes(measured, ["last 10"])
-    cells += [cell("teacher", seed, as_printed=[name]) for seed in range(10, 14)
-              for name in ERRATA]
-    cells += regimes(later, ["last 40"])
-    return [*{key(one): one for one in cells}.values()]
-
-
 def key(line):
-    names = "kind", "seed", "data", "as_printed", "weight", "student"
-    return json.dumps({name: line[name] for name in names})
+    return json.dumps([line[name] for name in KEY])
 
 
-def counting():
-    """The lines that count: of this program, or of one that results/same.jsonl shows to give the
-    same numbers."""
-    file = RESULTS / "study.jsonl"
-    programs = {program(), *same_programs()}
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [line for line in lines if line["program"] in programs]
+# Data and students
+
+def make_data(name, seed, teacher):
+    """The Data of a name: of the seed's teacher all 100 episodes, or the last N, N of random torques
+    before them, or 2,000 rows of all; or what recordings.py makes."""
+    if name in recordings.NAMES:
+        return recordings.make(name, seed, teacher)
+    data = ours.load_dataset(KEPT / f"{seed}.npz")
+    rows = data.rows
+    if name == "2,000 rows":
+        chosen = np.random.default_rng(seed).choice(len(rows), 2000, replace=False)
+        data.rows = rows[np.sort(chosen)]
+    elif name != "all":
+        numbers = dict(part.split() for part in name.split(" + "))              # {"last": "10"}
+        anybody = types.SimpleNamespace(get_action=lambda state: random.uniform(-2, 2))
+        ours.seed_everything(seed)
+        data = ours.Data()
+        for _ in range(int(numbers.get("random", 0))):
+            data.update_data(anybody)
+        last = ours.EPISODE * int(numbers.get("last", 0))
+        data.rows = np.concatenate([data.rows, rows[len(rows) - last:]])
+    return data
 
 
-def finished():
-    """{key: line} of the lines that count. A seed's teacher, and so its data, differ from machine
-    to machine: a seed has the lines of the one that ran the most of it."""
-    seeds = {}
-    for line in counting():
-        machines = seeds.setdefault(line["seed"], {})
-        machines.setdefault(line["cpu"], {}).setdefault(key(line), line)
-    found = {}
-    for machines in seeds.values():
-        found.update(max(machines.values(), key=len))
-    return found
+def make_student(cell, rows):
+    """The agent of a cell, seeded as the main job's student is."""
+    if cell["kind"] in measure.INTERVENTIONS:
+        return measure.make_student(cell["kind"], rows, cell["student"])
+    if cell["kind"] == "cql":
+        ours.WEIGHT = cell["weight"]
+    ours.seed_everything(cell["student"])
+    return STUDENTS[cell["kind"]]()
 
 
-def missing(cells, mine):
-    """The cells to run on the processor `mine`: of a seed that no machine has finished, all that
-    this one lacks."""
-    have = finished()
-    unfinished = {one["seed"] for one in cells if key(one) not in have}
-    run_here = {key(line) for line in counting() if line["cpu"] == mine}
-    return [one for one in cells if one["seed"] in unfinished and key(one) not in run_here]
+def updates_of(cell):
+    short = cell["kind"] in measure.INTERVENTIONS or cell["data"] in recordings.NAMES
+    return 20_000 if short else 50_000
 
 
-def same_programs():
-    """The earlier programs whose cells in results/same.jsonl equal those of this program, digit by
-    digit: at least eight cells, run on one machine."""
-    file = RESULTS / "same.jsonl"
-    if not file.exists():
-        return set()
-    cells = {}
-    for line in map(json.loads, file.read_text().splitlines()):
-        cells.setdefault(line["program"], {})[key(line)] = comparable(line)
-    mine = cells.pop(program(), {})
-    return {other for other, theirs in cells.items() if len(theirs) >= 8 and theirs == mine}
+def restore_errata(names, agent, data):
+    """What --as-printed does."""
+    getattr(ours, "AS_PRINTED", set()).update(names)
+    for part in (agent, data):              # of a program before it had AS_PRINTED
+        if hasattr(part, "as_printed"):
+            part.as_printed = frozenset(names)
 
 
-def comparable(line):
-    """What must be equal in the lines of two programs. A clone's critic learns nothing, and what it
-    promises is not compared."""
-    names = ["return", "delivered", "dataset", "coverage", "outside", "data mean", "temperature"]
-    columns = [0, 1, 3]
-    if line["kind"] != "bc":
-        names += ["promised", "entropy bonus"]
-        columns = [0, 1, 2, 3, 4]
-    tests = [[test[column] for column in columns] for test in line["tests"]]
-    return {name: line[name] for name in names} | {"tests": tests}
+# A run
+
+def train_teacher(cell, epochs=100):
+    """The page's loop: the teacher, its data and its tests. A corrected one is kept."""
+    seed, tests = cell["seed"], []
+    ours.seed_everything(seed)
+    agent, data = ours.SAC(), ours.Data()
+    restore_errata(cell["as_printed"], agent, data)
+    for epoch in range(epochs):
+        data.update_data(agent)
+        for _ in range(ours.UPDATES):
+            agent.train(*data.get_sample())
+        if epoch % 10 == 0 or epoch == epochs - 1:
+            tests.append(test(epoch, agent, data, seed)[:5])    # no gap: its data are not frozen
+    if not cell["as_printed"]:
+        KEPT.mkdir(exist_ok=True)
+        ours.save_agent(KEPT / f"{seed}.pt", agent)
+        ours.save_dataset(KEPT / f"{seed}.npz", data)
+    return agent, data, tests, {}
 
 
-def run_same():
-    """Run nine cells of seed 0 for results/same.jsonl, as far as this program lacks them."""
-    cells = [cell("teacher", 0), cell("cql", 0, "all"), cell("sac", 0, "last 10"),
-             cell("bc", 0, "last 10"), cell("cql", 0, "all", ERRATA),
-             cell("cql", 0, "last 10", weight=0.2), cell("sac", 0, "random 10 + last 10"),
-             cell("cql", 0, "random 20"), cell("teacher", 0, as_printed=ERRATA)]
-    file = RESULTS / "same.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    have = {key(line) for line in lines if line["program"] == program()}
-    for one in cells:
-        if key(one) not in have:
-            with open(file, "a") as appended:
-                appended.write(json.dumps(run_cell(one)) + "\n")
+def train_student(cell, updates=None):
+    """The page's loop: the student, its data, its tests, and measure.measure at MOMENTS."""
+    kind, seed, tests, measures = cell["kind"], cell["seed"], [], {}
+    updates = updates or updates_of(cell)
+    teacher = ours.load_agent(KEPT / f"{seed}.pt")
+    data = make_data(cell["data"], seed, teacher)
+    data.rows = measure.changed_rows(kind, data.rows, seed, teacher)
+    agent = make_student(cell, data.rows)
+    restore_errata(cell["as_printed"], agent, data)
+    data.freeze()
+    measured = cell["data"] in MEASURED and kind in ("sac", "cql") and seed >= 10
+    for i in range(updates):
+        agent.train(*data.get_sample())
+        if i % 2000 == 0 or i == updates - 1:
+            tests.append(test(i, agent, data, seed))
+            if measured and i in MOMENTS:
+                measures[str(i)] = measure.measure(agent, data.rows, seed, teacher)
+                if cell["data"] == "last 10":
+                    measures[str(i)] |= measure.nearest_returns(agent, data.rows,
+                                                                measure.seeds_of(seed, 1, 100))
+    return agent, data, tests, measures
+
+
+def test(step, agent, data, seed):
+    """A list: the update, means of ten episodes' return, promised and delivered, then contrast and
+    gap (measure.contrast_and_gap; lines of 2026-11-28 and before have no gap)."""
+    played = measure.play(agent, measure.seeds_of(seed, 0, 10))
+    values = [played[name].mean() for name in ("return", "promised", "delivered")]
+    values += measure.contrast_and_gap(agent, data.rows)
+    return [step, *(measure.rounded(float(value), 3) for value in values)]
+
+
+def run_cell(cell):
+    """Train one cell in this process, on one thread, and return its line."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)          # as the program does
+    begun = time.process_time()
+    train = train_teacher if cell["kind"] == "teacher" else train_student
+    agent, data, tests, measures = train(cell)
+    minutes = (time.process_time() - begun) / 60
+    played = measure.play(agent, measure.seeds_of(cell["seed"], 1, 100))
+    drift = measure.outside(data.rows, played["states"].reshape(-1, 3), played["torques"].ravel())
+    line = {}
+    for name, value, digits in (
+            ("minutes", minutes, 2), ("coverage", measure.coverage(data.rows), 3),
+            ("outside", drift, 4), ("data mean", ours.EPISODE * data.rows[:, 4].mean(), 2),
+            ("return", played["return"].mean(), 2), ("promised", played["promised"].mean(), 3),
+            ("delivered", played["delivered"].mean(), 3),
+            ("temperature", measure.temperature(agent), 5),
+            ("entropy bonus", played["bonus"].mean(), 3)):
+        line[name] = measure.rounded(float(value), digits)
+    line |= {"rows": len(data.rows), "tests": tests}
+    if measures:
+        line["measures"] = measures
+    return cell | {"commit": commit(), "cpu": cpu()} | line
+
+
+def commit():
+    """The commit that is checked out, "-dirty" behind it where files differ; or "unknown"."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        found = subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
+    except OSError:                                             # no git
+        found = ""
+    return found or "unknown"
 
 
 def cpu():
     """The processor's name."""
-    info = pathlib.Path("/proc/cpuinfo")
-    names = [line.split(": ")[1] for line in info.read_text().splitlines()
-             if line.startswith("model name")] if info.exists() else [platform.processor()]
-    return names[0]
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    names = [line.split(": ")[1] for line in text.splitlines() if line.startswith("model name")]
+    return [*names, platform.processor() or platform.machine()][0]
 
 
-def machine():
-    """What the numbers may depend on beside the program."""
-    import gym
-    import torch
+# All that is asked for
 
-    git = functools.partial(subprocess.run, cwd=TOP, capture_output=True, text=True)
-    commit = git(["git", "rev-parse", "HEAD"], check=True).stdout.strip()
-    if git(["git", "diff", "--quiet", "HEAD", "--", "cql_pendulum.py", "tests"]).returncode:
-        commit += "-changed"
-    return {"cpu": cpu(), "threads": torch.get_num_threads(),
-            "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__, "gym": gym.__version__, "commit": commit}
-
-
-def histogram(rows):
-    """How many rows lie in each cell of the states and bin of the torques, [12, 8, 8]."""
-    angle, speed = np.arctan2(rows[:, 1], rows[:, 0]), rows[:, 2]
-    parts = (angle / math.pi, speed / 8, rows[:, 3] / 2)                # each from -1 to 1
-    return np.histogramdd(np.stack(parts, 1), [*CELLS, BINS], range=3 * [(-1, 1)])[0]
-
-
-def coverage(rows):
-    """The mean number of torque bins of 8 that the rows occupy in a state cell that they visit."""
-    occupied = (histogram(rows) > 0).sum(axis=2)
-    return float(occupied[occupied > 0].mean())
-
-
-def outside(visited, rows):
-    """The share of visited states and torques, [n, 3 + 1], whose bin and cell the rows lack."""
-    found = histogram(visited)
-    return float(found[histogram(rows) == 0].sum() / len(visited))
-
-
-def contrast(ours, agent, rows):
-    """The smaller critic's value of the data's torque minus its mean over all torques, averaged
-    over 500 states of the data."""
-    import torch
-
-    rows = torch.from_numpy(rows[np.linspace(0, len(rows) - 1, 500).astype(int)])
-    torques = torch.linspace(-2, 2, 41).repeat(len(rows))[:, None]
-    with torch.no_grad():
-        mine = ours.least_value(agent, rows[:, :3], rows[:, 3:4])
-        every = ours.least_value(agent, rows[:, :3].repeat_interleave(41, dim=0), torques)
-    return float((mine - every.reshape(-1, 41).mean(dim=1, keepdim=True)).mean())
-
-
-def kept(seed, kind):
-    """Where a seed's teacher ("pt") and its data ("npz") are kept."""
-    return DATASETS / f"{seed}-{program()[:12]}.{kind}"
-
-
-def make_data(ours, seed, name):
-    """A teacher's whole dataset, trained where it is not there yet, or the part with that name: as
-    the main job's --random and --last choose it, or 2,000 rows."""
-    if not kept(seed, "npz").exists():
-        run_teacher(ours, seed, (), ours.Run(None, seed))
-    data = ours.load_dataset(kept(seed, "npz"))
-    if name == "2,000 rows":
-        chosen = np.random.default_rng(seed).choice(len(data.rows), 2000, replace=False)
-        data.rows = data.rows[np.sort(chosen)]
-        return data.freeze()
-    options = types.SimpleNamespace(seed=seed, random=0, last=None)
-    for part in name.split(" + "):
-        if part.startswith("random"):
-            options.random, options.last = int(part.split()[1]), 0
-        elif part.startswith("last"):
-            options.last = int(part.split()[1])
-    return ours.choose_episodes(data, options).freeze()
-
-
-def run_teacher(ours, seed, as_printed, run):
-    """A teacher and its data; a corrected one and its dataset are kept for the students."""
-    ours.seed_everything(seed)
-    agent, data = ours.SAC(as_printed), ours.Data(as_printed)
-    run.begin("teacher", agent, data)
-    ours.train_teacher(agent, data, 100, run)
-    if not as_printed:
-        DATASETS.mkdir(parents=True, exist_ok=True)
-        ours.save_agent(kept(seed, "pt"), agent)
-        ours.save_dataset(kept(seed, "npz"), data)
-    return agent, data
-
-
-def make_student(ours, cell, data):
-    """The agent of a cell, seeded as the main job's student is, and how many updates it has."""
-    import torques
-
-    if cell["kind"] in INTERVENTIONS:
-        return torques.make_student(cell["kind"], data.rows, cell["student"]), 20_000
-    ours.seed_everything(cell["student"])
-    if cell["kind"] == "cql":
-        return ours.CQL(cell["as_printed"], cell["weight"]), 50_000
-    return {"sac": ours.SAC, "bc": ours.BC}[cell["kind"]](), 50_000
-
-
-def run_cell(cell):
-    """Train one cell in this process, by the module's own functions, and return its line."""
-    import torch
-
-    import cql_pendulum as ours
-    import torques
-
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    seed, contrasts, steps, measures = cell["seed"], [], [], {}
-
-    class Run(ours.Run):
-        def test(self, at):
-            contrasts.append(contrast(ours, self.agent, self.data.rows))
-            if cell["data"] in MEASURED and cell["kind"] in ("sac", "cql") and at in MOMENTS and (
-                    seed >= 10):
-                measures[at] = torques.measure(self.agent, self.data.rows, seed, good)
-                if cell["data"] == "last 10":
-                    measures[at] |= torques.nearest_returns(self.agent, self.data.rows,
-                                                            self.starts(1, 100))
-            super().test(at)
-
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), \
-            contextlib.redirect_stderr(nowhere):
-        data = None if cell["kind"] == "teacher" else make_data(ours, seed, cell["data"])
-        run = Run(None, seed)
-        begun = time.process_time()
-        if data is None:
-            agent, data = run_teacher(ours, seed, cell["as_printed"], run)
-        else:
-            good = ours.load_agent(kept(seed, "pt"))
-            data.as_printed = ours.check_errata(cell["as_printed"])
-            if cell["kind"] in INTERVENTIONS:
-                data.rows = torques.changed_rows(cell["kind"], data.rows, seed, good)
-            agent, updates = make_student(ours, cell, data)
-            run.begin("student", agent, data)
-            ours.train_student(agent, data, updates, run)
-    minutes = (time.process_time() - begun) / 60
-
-    hook = agent.model_action.register_forward_hook(lambda _, x, y: steps.append(x + y))
-    returns, promised, delivered = ours.evaluate(agent, run.starts(1, 100))
-    hook.remove()
-    states, torques_, entropies = map(torch.stack, zip(*steps))         # [200, 100, 3], twice 1
-    visited = torch.cat([states, torques_], dim=2).flatten(0, 1).numpy()
-    # what the promise counts and the delivery does not: temperature times entropy from step 1 on
-    bonus = torques.discounted_entropies(entropies.mean(dim=(1, 2)).numpy()[1:])
-    temperature = torques.temperature(agent)
-    tests = []
-    for row, found in zip(run.log, contrasts):
-        values = row["return"], row["promised"], row["delivered"], found
-        tests.append([row["step"], *(torques.rounded(value, 3) for value in values)])
-    line = cell | {
-        "program": program(), **machine(), "minutes": round(minutes, 2),
-        "dataset": hashlib.sha256(data.rows.tobytes()).hexdigest(), "rows": len(data.rows),
-        "coverage": round(coverage(data.rows), 3),
-        "outside": round(outside(visited, data.rows), 4),
-        "data mean": round(float(ours.EPISODE * data.rows[:, 4].mean()), 2),
-        "return": round(float(returns.mean()), 2),
-        "promised": torques.rounded(float(promised.mean()), 3),
-        "delivered": round(float(delivered.mean()), 3), "temperature": round(temperature, 5),
-        "entropy bonus": round(temperature * float(bonus), 3), "tests": tests}
-    if measures:
-        line["measures"] = measures
-    return line
+def lines():
+    """The file's lines by key; of two with a key the first."""
+    found = {}
+    for text in FILE.read_text().splitlines() if FILE.exists() else []:
+        line = json.loads(text)
+        found.setdefault(key(line), line)
+    return found
 
 
 def work(cells, processes):
-    """Run the cells that are missing; students after the teachers, whose data they need."""
-    RESULTS.mkdir(exist_ok=True)
-    todo = missing(cells, cpu())
-    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
-        spent, done = 0.0, 0
-        for teachers in (True, False):
-            some = [x for x in todo if (x["kind"] == "teacher" and not x["as_printed"]) == teachers]
+    """Run cells, each in a process of its own: first teachers, and those whose data students need.
+    A line that the file lacks is appended; another is compared with the one that is there."""
+    have = lines()
+    missing = {key(teacher): teacher for teacher in (cell("teacher", one["seed"]) for one in cells)
+               if not (KEPT / f"{teacher['seed']}.npz").exists()}
+    students = [one for one in cells if one["kind"] != "teacher"]
+    teachers = {key(one): one for one in cells if one["kind"] == "teacher"} | missing
+    context = multiprocessing.get_context("spawn")
+    # Ctrl-C is for this process, which then ends the others
+    with context.Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN), 1) as pool:
+        for some in (teachers.values(), students):
             for line in pool.imap_unordered(run_cell, some):
-                with open(RESULTS / "study.jsonl", "a") as file:
-                    file.write(json.dumps(line) + "\n")
-                spent, done = spent + line["minutes"], done + 1
-                left = spent / done * (len(todo) - done) / processes
-                print(f"[{done}/{len(todo)}] {key(line)}: {line['return']:.0f}; "
-                      f"about {left:.0f} minutes left", flush=True)
+                known = have.get(key(line))
+                if known is None:
+                    with open(FILE, "a") as file:
+                        file.write(json.dumps(line) + "\n")
+                print(compared(known, line) if known else f"{key(line)}: {line['return']:.0f}",
+                      flush=True)
+
+
+def compared(old, new):
+    """In words: which numbers of two lines of a cell differ, and where the lines were made."""
+    one, other = numbers_of(old), numbers_of(new)
+    differ = [name for name in one if name in other and one[name] != other[name]]
+    where = ", ".join(f"{line['cpu']} at {line['commit'][:7]}" for line in (old, new))
+    if not differ:
+        return f"{key(new)}: the same {len(one)} numbers ({where})"
+    first = "; ".join(f"{name}: {one[name]}, {other[name]}" for name in differ[:4])
+    return f"{key(new)}: {len(differ)} of {len(one)} numbers differ ({where}), as {first}"
+
+
+def numbers_of(line):
+    """What a run gives, as a flat dict: what is in both of two lines can be compared."""
+    apart = (*KEY, "commit", "cpu", "minutes", "tests", "measures")
+    found = {name: value for name, value in line.items()
+             if name not in apart and isinstance(value, (int, float, type(None)))}
+    del found["return"]                                         # for the order: it comes last
+    for step, *values in line["tests"]:
+        for name, value in zip(("return", "promised", "delivered", "contrast", "gap"), values):
+            found[f"{name} at {step}"] = value
+    for step, values in line.get("measures", {}).items():
+        found |= {f"{name} at {step}": value for name, value in values.items()}
+    return found | {"return": line["return"]}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--report", action="store_true", help="write study.md and the figures")
-    parser.add_argument("--picture", action="store_true",
-                        help="train what torques.png and torques10.png show, and draw them")
     parser.add_argument("--processes", type=int, default=2, help="side by side (%(default)s)")
-    parser.add_argument("--same", action="store_true",
-                        help="run the cells of results/same.jsonl that this program lacks")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD",
+                        help="cells that have all of these as kind, data or seed")
+    parser.add_argument("--again", type=int, metavar="N", help="run N of the file's cells again")
     options = parser.parse_args()
-    if options.report:
-        import report
-        report.report()
-    elif options.picture:
-        import report
-        report.pictures()
-    elif options.same:
-        run_same()
-    else:
-        work(grid(), options.processes)
+    have = lines()
+    cells = [one for one in grid() if (key(one) in have) == bool(options.again)
+             and set(options.only) <= {one["kind"], one["data"], str(one["seed"])}]
+    if options.again:
+        cells = random.sample(cells, min(options.again, len(cells)))
+    try:
+        work(cells, options.processes)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on with what is missing")
 
 
 if __name__ == "__main__":
