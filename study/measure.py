@@ -181,8 +181,8 @@ def swings(states):
 
 
 def near_torques(rows, states):
-    """The torques of the 20 rows nearest to each state, [n, 3] -> [n, 20]: by cos, sin and speed / 8,
-    so that a radian near upright counts as much as 8 rad/s."""
+    """The torques of the 20 rows nearest to each state, [n, 3] -> [n, 20], by cos, sin, speed / 8:
+    a radian near upright counts as much as 8 rad/s."""
     tree = spatial.KDTree(rows[:, :3] / [1, 1, 8])
     _, nearest = tree.query(states / [1, 1, 8], NEAREST)                        # [n, 20]
     return rows[nearest, 3].astype(float)
@@ -363,9 +363,9 @@ def contrast_and_gap(agent, rows):
 
 def rank_correlations(first, second):
     """Spearman's correlation within each row, NaN where either is constant: [n, m] twice -> [n]."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        first, second = (stats.zscore(stats.rankdata(x, axis=1), axis=1) for x in (first, second))
-    return (first * second).mean(axis=1)
+    first, second = (stats.rankdata(x, axis=1) - (x.shape[1] + 1) / 2 for x in (first, second))
+    with np.errstate(invalid="ignore"):                                         # 0 / 0
+        return (first * second).mean(axis=1) / (first.std(axis=1) * second.std(axis=1))
 
 
 def mean(values):

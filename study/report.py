@@ -1,27 +1,21 @@
 """Tables, pictures and README's figures, from results/cells.jsonl.
 
-python study/report.py              write results/tables.md, regimes.png and last10.png
-python study/report.py --torques    train four students, draw torques.png and torques10.png
+python study/report.py    write results/tables.md, regimes.png and last10.png
 
 A figure is the interquartile mean over seeds (IQM: without the lowest and the highest quarter;
 Agarwal et al. 2021). Intervals are 95 % bootstrap intervals of it, from 10 seeds on. What the words
 of the tables mean stands in study/README.md.
 """
-import argparse
 import itertools
 import json
 import math
 import pathlib
-import sys
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-RESULTS = HERE / "results"
+RESULTS = pathlib.Path(__file__).parent / "results"
 STUDENTS = "sac", "cql", "bc"
 COLOURS = {"sac": "C3", "cql": "C0", "bc": "C2"}
 LASTS = [f"last {n}" for n in (5, 10, 20, 40, 70, 85)]
@@ -29,12 +23,10 @@ DATA = [*LASTS, "all", "random 20", "random 10 + last 10", "2,000 rows"]
 SHORT = ["last 10", "last 85", "all", "random 20", "2,000 rows"]       # the rows of README's table
 INTERVENTIONS = ("clone target", "uniform torques", "uniform states", "uniform states and torques",
                  "fixed temperature")
-MEASURED = ["last 10", "last 85", "all", "random 20", "last 40"]
 MOMENTS = 2000, 4000, 10_000, 20_000, 49_999
 FAILS = 800                  # below its teacher: a student that fails
 CLOSE = 25                   # below its teacher: as good as it
 HIDDEN = 150                 # from the group's IQM: a seed that the IQM hides
-PICTURED = 10_001            # updates of the students in torques.png
 TESTED = "return", "promised", "delivered", "contrast", "gap"          # a test's numbers, in order
 NUMBERS = ("return", "promised", "delivered", "temperature", "entropy bonus", "outside", "coverage",
            "data mean", "minutes")                                     # a line's
@@ -51,6 +43,8 @@ class Study:
         for line in self.lines:
             place = {"data": line["data"] or "", "name": name_of(line), "seed": line["student"]}
             run = place | {name: line.get(name) for name in NUMBERS}
+            if line["kind"] == "bc":                # it has no critic; some lines promise something
+                run["promised"] = None
             run["outcome"] = outcome(line)
             run["gain"] = run["outcome"] - teachers.get(line["seed"], math.nan)
             tests = line.get("tests", [])
@@ -79,10 +73,21 @@ class Study:
         found = self.get(column, "", "teacher")
         return found[found.index.isin(seeds)]
 
+    def of_the_data(self, column, data):
+        """A column that is the same for all students of a seed."""
+        found = pd.concat([self.get(column, data, name) for name in STUDENTS])
+        return found.groupby(level=0).first()
+
     def how_many(self, data):
         """The number of seeds of sac, cql and bc: one number where they are equal."""
         sizes = [str(len(self.get("return", data, name))) for name in STUDENTS]
         return sizes[0] if len(set(sizes)) == 1 else " / ".join(sizes)
+
+    def students(self):
+        """All groups but the teachers', known data first."""
+        places = {data: k for k, data in enumerate(DATA)}
+        found = [group for group in self.runs if group[0]]
+        return sorted(found, key=lambda group: (places.get(group[0], len(places)), group))
 
     def close(self, data, name):
         return count(self.get("gain", data, name) > -CLOSE)
@@ -109,7 +114,7 @@ def name_of(line):
 
 
 def outcome(line):
-    """The mean return of the last five tests, whose 10 starts a seed's teacher and students share."""
+    """The mean return of the last five tests: a seed's teacher and students share the starts."""
     tests = line.get("tests", [])[-5:]
     return sum(test[1] for test in tests) / len(tests) if tests else math.nan
 
@@ -251,7 +256,7 @@ def claims_of_the_measure(study):
 
 
 def nearest(study, name, update):
-    """Returns on the last 10 by a critic's best and by a random one of the nearest rows' torques."""
+    """On the last 10: returns by a critic's best and by a random one of the nearest torques."""
     return [study.get(f"{what} of the nearest", "last 10", name, update)
             for what in ("best", "random")]
 
@@ -318,10 +323,9 @@ def tables_of_returns(study, shown):
         rows = []
         for data in shown:
             cells = [spread(study.get(column, data, name)) for name in STUDENTS]
-            rows.append([data, *(middle(pd.concat([study.get(what, data, name) for name in STUDENTS])
-                                        .groupby(level=0).first(), digits)
-                                 for what, digits in (("coverage", 1), ("data mean", 0))),
-                         study.how_many(data), spread(study.teachers(column, data)), *cells])
+            rows.append([data, middle(study.of_the_data("coverage", data), 1),
+                         middle(study.of_the_data("data mean", data)), study.how_many(data),
+                         spread(study.teachers(column, data)), *cells])
         yield title, note, ["data", "coverage", "data's mean", "seeds", "teachers", *STUDENTS], rows
     rows = []
     for data in shown:
@@ -332,19 +336,15 @@ def tables_of_returns(study, shown):
                      *(study.close(data, name) for name in STUDENTS)])
     yield ("Which student wins", f"Outcomes, seed by seed. Above its data: the final 100 episodes "
            f"against the data's mean. Near: at most {CLOSE} below its teacher.",
-           ["data", "cql minus sac", "cql minus bc", *(f"{name} above its data" for name in STUDENTS),
-            *(f"{name} near its teacher" for name in STUDENTS)], rows)
-    rows = []
-    for (data, name), run in study.runs.items():
-        if data:
-            rows.append([data, name, len(run), *(
-                spread(study.get(column, data, name), digits) for column, digits in (
-                    ("gain", 0), ("return", 0), ("promised", 1), ("delivered", 1),
-                    ("entropy bonus", 1), ("temperature", 3), ("outside", 3))),
-                number(study.get("minutes", data, name).mean(), 1)])
-    yield ("Every student", "Outcome minus its teacher's, then the final 100 episodes.",
-           ["data", "student", "seeds", "minus its teacher's", "return", "promised", "delivered",
-            "bonus", "temperature", "outside", "minutes"], rows)
+           ["data", "cql minus sac", "cql minus bc", "sac above its data", "cql above", "bc above",
+            "sac near its teacher", "cql near", "bc near"], rows)
+    columns = {"gain": 0, "return": 0, "promised": 1, "delivered": 1, "entropy bonus": 1,
+               "temperature": 3, "outside": 3, "minutes": 1}
+    rows = [[data, name, len(study.runs[data, name]), *(
+        spread(study.get(column, data, name), digits) for column, digits in columns.items())]
+        for data, name in study.students()]
+    yield ("Every student", "Gain: outcome minus its teacher's. All else but the minutes is of the "
+           "final 100 episodes.", ["data", "student", "seeds", *columns], rows)
 
 
 def tables_of_promises(study, shown):
@@ -361,7 +361,8 @@ def tables_of_promises(study, shown):
     for name, update in itertools.product(("sac", "cql"), (10_000, 20_000, 40_000)):
         share = study.get("promised", "all", name, update) / (
             study.get("delivered", "all", name, update) + study.get("entropy bonus", "all", name))
-        rows.append([name, f"{update:,}", spread(share, 2), f"{1 - math.exp(-update / 20_000):.2f}"])
+        alone = number(1 - math.exp(-update / 20_000), 2)
+        rows.append([name, f"{update:,}", spread(share, 2), alone])
     # the target follows by 0.005 of a hundredth (1 - 0.99) of the distance an update
     yield ("Critics warm up", "On all: the promise's share of delivery and bonus, beside 1 - "
            "exp(-update / 20,000), that of a critic that starts at 0 and follows its target.",
@@ -386,7 +387,7 @@ def first(found):
 
 
 def lost(returns):
-    """Returns by update, a column for each seed -> the update from which all are below the first."""
+    """Returns by update, a column a seed -> from which update on all are below the first."""
     most_from_here = returns[::-1].cummax()[::-1]
     return most_from_here.lt(returns.iloc[0]).apply(first) if len(returns) else pd.Series()
 
@@ -409,23 +410,23 @@ def tables_of_the_measure(study):
                 f"own {kind} {what}" for kind in ("both", "state only", "neither")
                 for what in ("excess", "share"))], 2)):
         rows = []
-        for data, update, name in itertools.product(MEASURED, MOMENTS, ("sac", "cql")):
+        for (data, name), update in itertools.product(study.students(), MOMENTS):
             found = [study.get(column, data, name, update) for column in columns]
             seeds = max(map(len, found))
             if seeds:
-                rows.append([data, f"{update:,}", name, seeds, *(
+                rows.append([data, name, f"{update:,}", seeds, *(
                     (spread if column.endswith(with_range) else middle)(values, digits)
                     + (f" [{len(values)}]" if 0 < len(values) < seeds else "")
                     for column, values in zip(columns, found))])
         yield (title, "[n]: only n seeds have states to measure it in.",
-               ["data", "update", "student", "seeds", *columns], rows)
+               ["data", "student", "update", "seeds", *columns], rows)
     rows = []
     for name, update in itertools.product(("sac", "cql"), MOMENTS):
         best, chance = nearest(study, name, update)
         rows.append([name, f"{update:,}", len(best), spread(best), spread(chance),
                      count(best > chance)])
-    yield ("The nearest rows' torques", "Return on the last 10 if each step takes the critic's best "
-           "of the 20 nearest rows' torques, or a random one.",
+    yield ("The nearest rows' torques", "Return on the last 10 if each step takes the critic's "
+           "best of the 20 nearest rows' torques, or a random one.",
            ["critic of", "update", "seeds", "its best", "random", "its best is better on"], rows)
 
 
@@ -464,8 +465,8 @@ def tables_of_seeds(study):
             gap = (found - right).dropna()
             rows.append([name, spread(found), signed(iqm(gap)), count(gap < 0), count(gap == 0),
                          each(found)])
-    yield ("Teachers", "Final 100 episodes. sign and range act in the penalty, which a teacher does "
-           "not have: such a one equals the corrected one.",
+    yield ("Teachers", "Final 100 episodes. sign and range act in the penalty, which a teacher "
+           "does not have: such a one equals the corrected one.",
            ["teacher", "return", "minus the corrected", "lower on", "equal on", "by seed"], rows)
     rows = []
     seeds = study.get("gain", "all", "cql, weight 1").index
@@ -476,11 +477,12 @@ def tables_of_seeds(study):
     yield ("Weights on the same seeds", "Outcome minus the teacher's.",
            ["data", "weight", "IQM", "mean", "return", "by seed"], rows)
     rows = []
-    for data, name in study.runs:
+    for data, name in study.students():
         gain = study.get("gain", data, name)
         apart = gain[abs(gain - iqm(gain)) > HIDDEN]
         if len(apart):
-            rows.append([data, name, len(gain), signed(iqm(gain)), signed(gain.mean()), each(apart)])
+            rows.append([data, name, len(gain), signed(iqm(gain)), signed(gain.mean()),
+                         each(apart)])
     yield ("Seeds that the IQM hides", f"Outcome minus the teacher's, more than {HIDDEN} from it.",
            ["data", "student", "seeds", "IQM", "mean", "these seeds"], rows)
     rows = []
@@ -504,7 +506,8 @@ def draw_regimes(study, path):
 
     figure = Figure(figsize=(13, 6), dpi=100, layout="constrained")
     axes, bottom, width = figure.subplots(), -1750, 0.26
-    labels = {"sac": "SAC: no penalty", "cql": "CQL: with the penalty", "bc": "BC: imitates the data"}
+    labels = {"sac": "SAC: no penalty", "cql": "CQL: with the penalty",
+              "bc": "BC: imitates the data"}
     places = {data: k for k, data in enumerate([*LASTS, "all"])}
     places |= {"random 10 + last 10": 7.5, "random 20": 8.5}
     for data, place in places.items():
@@ -521,8 +524,8 @@ def draw_regimes(study, path):
                            for name in STUDENTS])
     axes.axhline(iqm(untrained), color="0.4", ls=":", lw=1.2)
     axes.text(6.75, iqm(untrained) + 15, "untrained", ha="center", color="0.3", fontsize=11)
-    axes.set_xticks([*places.values()], [f"{data.replace(' + ', chr(10) + '+ ')}\n"
-                                         f"({study.how_many(data)})" for data in places], fontsize=11)
+    names = [f"{data}\n({study.how_many(data)})".replace(" + ", "\n+ ") for data in places]
+    axes.set_xticks([*places.values()], names, fontsize=11)
     axes.tick_params(axis="x", length=0)
     axes.set(xlim=(-0.6, 9.1), ylim=(bottom, 0))
     axes.set_ylabel("return of an episode (higher is better)", fontsize=12)
@@ -551,7 +554,8 @@ def draw_last10(study, path):
             axes.plot(curves.T, style, color=COLOURS[name], lw=0.5, alpha=0.45)
             axes.plot(curves.columns, curves.apply(iqm), style, color=COLOURS[name], lw=2.5,
                       label=f"{name}: {column} ({len(curves)} seeds)")
-    left.axhline(iqm(study.teachers("return", "last 10")), color="k", ls=":", label="their teachers")
+    left.axhline(iqm(study.teachers("return", "last 10")), color="k", ls=":",
+                 label="their teachers")
     right.axhline(100, color="k", ls=":", label="the most possible")
     left.set(ylim=(-1750, 0), title="Return of an episode", ylabel="return")
     right.set(ylim=(-50, 150), title="What the critic promises, and what is delivered",
@@ -565,74 +569,6 @@ def draw_last10(study, path):
     figure.savefig(path)
 
 
-def torques(seed, path):
-    """Train sac and cql on a seed's last 10 as its cells do, up to the test at update 10,000, and
-    draw what they promise and deliver: three minutes."""
-    import measure
-    import run
-    from matplotlib.figure import Figure
-
-    run.MEASURED = []
-    if not (run.KEPT / f"{seed}.npz").exists():
-        run.train_teacher(run.cell("teacher", seed))
-    figure = Figure(figsize=(13, 8.6), dpi=100, layout="constrained")
-    bands = figure.subfigures(2, 1)
-    for band, kind, words in zip(bands, ("sac", "cql"), ("no penalty", "with the penalty")):
-        agent, data, *_ = run.train_student(run.cell(kind, seed, "last 10"), PICTURED)
-        returned = measure.play(agent, measure.seeds_of(seed, 1, 100))["return"].mean()
-        draw_agent(band, agent, data.rows)
-        band.suptitle(f"{kind.upper()}, {words}: return {returned:,.0f}", fontsize=17, weight="bold")
-    panels = [axes for band in bands for axes in band.axes]
-    low, high = (f(axes.get_ylim()[k] for axes in panels) for k, f in ((0, min), (1, max)))
-    for axes in panels:                         # one scale, and room for what stands at the bottom
-        axes.set_ylim(low - 0.17 * (high - low), high)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5,
-                  fontsize=12)
-    figure.suptitle(f"The teacher's last 10 episodes (seed {seed}), after {PICTURED - 1:,} updates")
-    figure.savefig(path)
-
-
-def draw_agent(figure, agent, rows):
-    """Three panels: in a state of the data, what each torque promises and what it and then the
-    policy deliver, a mean of 20 episodes; below them the data's torques near it. No bonus is added:
-    the green line is what is paid."""
-    import measure
-
-    choices = np.linspace(-2, 2, 41)
-    panels = figure.subplots(1, 3, sharey=True)
-    for axes, (what, state) in zip(panels, three_states(rows).items()):
-        promised = measure.promise(agent, np.tile(state, (41, 1)), choices)
-        delivered = np.array([measure.deliver(agent, np.tile(state, (20, 1)).astype(float),
-                                              np.full(20, torque))[0].mean() for torque in choices])
-        near = (abs(rows[:, :3] - state) < 0.3).all(axis=1)
-        axes.plot(choices, promised, "C3", lw=2.5, label="promised")
-        axes.plot(choices, delivered, "C2--", lw=2.5, label="delivered")
-        axes.fill_between(choices, delivered, promised, where=promised > delivered, lw=0,
-                          interpolate=True, color="C3", alpha=0.15, label="promised too much")
-        below = {"clip_on": False, "transform": axes.get_xaxis_transform()}     # y: 0 is the bottom
-        axes.plot(rows[near, 3], np.full(near.sum(), 0.03), "|k", ms=12, label="data near here",
-                  **below)
-        axes.plot(measure.mean_torque(agent, state[None]), 0.09, "^C1", ms=11,
-                  label="the policy's torque", **below)
-        degrees = math.degrees(math.atan2(state[1], state[0]))
-        axes.set_title(f"{what} ({degrees:z.0f}°, {state[2]:z.1f} rad/s)", fontsize=13)
-        axes.set_xlabel("torque now (N m), then the policy's", fontsize=12)
-        axes.set(xlim=(-2.1, 2.1), xticks=[-2, -1, 0, 1, 2])
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("discounted rewards, 100 at most", fontsize=12)
-
-
-def three_states(rows):
-    """Three states of the data: the nearest to standing upright, the fastest that swings up, and
-    the nearest to hanging still."""
-    states = rows[:, :3]
-    upward = (states[:, 0] < math.cos(math.radians(20))) & (states[:, 1] * states[:, 2] < 0)
-    upright, hanging = (np.linalg.norm((states - [x, 0, 0]) / [1, 1, 8], axis=1) for x in (1, -1))
-    return {"upright": states[upright.argmin()],
-            "swinging up": states[np.where(upward, abs(states[:, 2]), -1).argmax()],
-            "hanging": states[hanging.argmin()]}
-
-
 def write_tables(study, path):
     parts = ["# The study's tables\n", "Made by study/report.py from cells.jsonl; the words are "
              "explained in [study/README.md](../README.md). IQM over seeds (lowest to highest).\n"]
@@ -643,12 +579,6 @@ def write_tables(study, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torques", action="store_true", help="draw the pictures of torques")
-    if parser.parse_args().torques:
-        torques(0, RESULTS / "torques.png")
-        torques(10, RESULTS / "torques10.png")
-        return
     study = Study(RESULTS / "cells.jsonl")
     write_tables(study, RESULTS / "tables.md")
     draw_regimes(study, RESULTS / "regimes.png")

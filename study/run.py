@@ -82,7 +82,7 @@ def key(line):
 # Data and students
 
 def make_data(name, seed, teacher):
-    """The Data of a name: of the seed's teacher all 100 episodes, or the last N, N of random torques
+    """The Data of a name: all 100 episodes of the teacher, or the last N, N of random torques
     before them, or 2,000 rows of all; or what recordings.py makes."""
     if name in recordings.NAMES:
         return recordings.make(name, seed, teacher)
