@@ -188,11 +188,6 @@ def near_torques(rows, states):
     return rows[nearest, 3].astype(float)
 
 
-def distances(found, torques=TORQUES):
-    """From each torque to the nearest of those found: [n, 20], [m] -> [n, m]."""
-    return abs(torques[:, None] - found[:, None, :]).min(axis=2)
-
-
 def densities(found, torques=TORQUES):
     """A Gaussian kernel density of the torques found, up to a factor: [n, 20], [m] -> [n, m]. What
     the kernel puts beyond -2 and 2 is reflected: many torques of an expert lie at the limits."""
@@ -244,7 +239,7 @@ def summary(agent, rows, states, good=None):
     promised, delivered, bonus = over_torques(agent, states)                    # [n, 17] each
     excess = promised - delivered - bonus
     torques = near_torques(rows, states)                                        # [n, 20]
-    distance = distances(torques)                                               # [n, 17]
+    distance = abs(TORQUES[:, None] - torques[:, None, :]).min(axis=2)          # [n, 17]
     near = np.where(distance <= NEAR, excess, np.nan)
     far = np.where(distance > FAR, excess, np.nan)
     difference = np.array([mean(x) - mean(y) for x, y in zip(far, near)])       # [n]
@@ -274,18 +269,11 @@ def spectral_radius(agent):
     """The largest size of an eigenvalue of one step around upright under the policy's mean: above 1
     the pendulum leaves upright, below 1 it comes back."""
     size = 0.01                                                   # rad and rad/s
-    columns = []
-    for point in size * np.eye(2):                                # the angle, then the speed
-        columns.append((mean_step(agent, point) - mean_step(agent, -point)) / (2 * size))
-    jacobian = np.stack(columns, axis=1)                          # [2, 2]
+    states = states_of(*size * np.array([[1, -1, 0, 0], [0, 0, 1, -1]]))        # [4, 3]
+    _, following = pendulum(states, mean_torque(agent, states))
+    after = np.stack([angles(following), following[:, 2]])                      # [2, 4]
+    jacobian = (after[:, ::2] - after[:, 1::2]) / (2 * size)                    # [2, 2]
     return float(abs(np.linalg.eigvals(jacobian)).max())
-
-
-def mean_step(agent, point):
-    """One step from (angle, speed) under the policy's mean: [2] -> [2]."""
-    state = states_of(*point[:, None])                                          # [1, 3]
-    _, following = pendulum(state, mean_torque(agent, state))
-    return np.array([angles(following)[0], following[0, 2]])
 
 
 def own_steps(agent, rows, seed):
@@ -451,19 +439,18 @@ def nearest_returns(agent, rows, seeds):
     data has near the state; only the first asks the critic."""
     rng = np.random.default_rng(seeds[0])
 
-    def best(state):
-        torques = near_torques(rows, state)                                     # [n, 20]
-        values = promise(agent, state.repeat(NEAREST, axis=0), torques.reshape(-1))
-        chosen = values.reshape(-1, NEAREST).argmax(axis=1)                     # [n]
-        return torques[np.arange(len(state)), chosen]
+    def best(states, torques):
+        values = promise(agent, states.repeat(NEAREST, axis=0), torques.reshape(-1))
+        return values.reshape(-1, NEAREST).argmax(axis=1)                       # [n]
 
-    def any_of_them(state):
-        torques = near_torques(rows, state)                                     # [n, 20]
-        chosen = rng.integers(NEAREST, size=len(state))                         # [n]
-        return torques[np.arange(len(state)), chosen]
+    def anyone(states, torques):
+        return rng.integers(NEAREST, size=len(states))                          # [n]
 
     found = {}
-    for name, choose in (("best", best), ("random", any_of_them)):
+    for name, pick in (("best", best), ("random", anyone)):
+        def choose(states, pick=pick):
+            torques = near_torques(rows, states)                                # [n, 20]
+            return torques[np.arange(len(states)), pick(states, torques)]
         _, _, rewards = rollout(choose, starts(seeds))
         found[f"{name} of the nearest"] = rounded(float(rewards.sum(axis=0).mean()))
     return found

@@ -38,6 +38,8 @@ LASTS = [f"last {n}" for n in (5, 10, 20, 40, 70, 85)]
 DATA = [*LASTS, "all", "random 20", "random 10 + last 10", "2,000 rows"]
 MEASURED = ["last 10", "last 85", "all", "random 20", "last 40"]      # what measure.measure is for
 MOMENTS = 2000, 4000, 10_000, 20_000, 49_999                          # updates at which it is made
+DIGITS = {"minutes": 2, "coverage": 3, "outside": 4, "data mean": 2, "return": 2, "promised": 3,
+          "delivered": 3, "temperature": 5, "entropy bonus": 3}       # a line's numbers
 ALL_FOUR = tuple(ours.ERRATA)
 FIVE, TEN, LATER, TWENTY = range(5), range(10), range(10, 15), range(20)
 # kinds, data, seeds, all combinations of them; and what is not as usual
@@ -113,11 +115,6 @@ def make_student(cell, rows):
     return STUDENTS[cell["kind"]]()
 
 
-def updates_of(cell):
-    short = cell["kind"] in measure.INTERVENTIONS or cell["data"] in recordings.NAMES
-    return 20_000 if short else 50_000
-
-
 def restore_errata(names, agent, data):
     """What --as-printed does."""
     getattr(ours, "AS_PRINTED", set()).update(names)
@@ -150,7 +147,8 @@ def train_teacher(cell, epochs=100):
 def train_student(cell, updates=None):
     """The page's loop: the student, its data, its tests, and measure.measure at MOMENTS."""
     kind, seed, tests, measures = cell["kind"], cell["seed"], [], {}
-    updates = updates or updates_of(cell)
+    short = kind in measure.INTERVENTIONS or cell["data"] in recordings.NAMES
+    updates = updates or (20_000 if short else 50_000)
     teacher = ours.load_agent(KEPT / f"{seed}.pt")
     data = make_data(cell["data"], seed, teacher)
     data.rows = measure.changed_rows(kind, data.rows, seed, teacher)
@@ -189,15 +187,11 @@ def run_cell(cell):
     minutes = (time.process_time() - begun) / 60
     played = measure.play(agent, measure.seeds_of(cell["seed"], 1, 100))
     drift = measure.outside(data.rows, played["states"].reshape(-1, 3), played["torques"].ravel())
-    line = {}
-    for name, value, digits in (
-            ("minutes", minutes, 2), ("coverage", measure.coverage(data.rows), 3),
-            ("outside", drift, 4), ("data mean", ours.EPISODE * data.rows[:, 4].mean(), 2),
-            ("return", played["return"].mean(), 2), ("promised", played["promised"].mean(), 3),
-            ("delivered", played["delivered"].mean(), 3),
-            ("temperature", measure.temperature(agent), 5),
-            ("entropy bonus", played["bonus"].mean(), 3)):
-        line[name] = measure.rounded(float(value), digits)
+    numbers = (minutes, measure.coverage(data.rows), drift, ours.EPISODE * data.rows[:, 4].mean(),
+               played["return"].mean(), played["promised"].mean(), played["delivered"].mean(),
+               measure.temperature(agent), played["bonus"].mean())
+    line = {name: measure.rounded(float(value), digits)
+            for (name, digits), value in zip(DIGITS.items(), numbers)}
     line |= {"rows": len(data.rows), "tests": tests}
     if measures:
         line["measures"] = measures
@@ -239,14 +233,14 @@ def work(cells, processes):
     """Run cells, each in a process of its own: first teachers, and those whose data students need.
     A line that the file lacks is appended; another is compared with the one that is there."""
     have = lines()
-    missing = {key(teacher): teacher for teacher in (cell("teacher", one["seed"]) for one in cells)
-               if not (KEPT / f"{teacher['seed']}.npz").exists()}
     students = [one for one in cells if one["kind"] != "teacher"]
-    teachers = {key(one): one for one in cells if one["kind"] == "teacher"} | missing
+    teachers = [one for one in cells if one["kind"] == "teacher"]
+    teachers += [cell("teacher", seed) for seed in sorted({one["seed"] for one in students})
+                 if not (KEPT / f"{seed}.npz").exists() and cell("teacher", seed) not in teachers]
     context = multiprocessing.get_context("spawn")
     # Ctrl-C is for this process, which then ends the others
     with context.Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN), 1) as pool:
-        for some in (teachers.values(), students):
+        for some in (teachers, students):
             for line in pool.imap_unordered(run_cell, some):
                 known = have.get(key(line))
                 if known is None:
@@ -269,16 +263,13 @@ def compared(old, new):
 
 def numbers_of(line):
     """What a run gives, as a flat dict: what is in both of two lines can be compared."""
-    apart = (*KEY, "commit", "cpu", "minutes", "tests", "measures")
-    found = {name: value for name, value in line.items()
-             if name not in apart and isinstance(value, (int, float, type(None)))}
-    del found["return"]                                         # for the order: it comes last
+    found = {name: line[name] for name in DIGITS if name in line and name != "minutes"}
     for step, *values in line["tests"]:
         for name, value in zip(("return", "promised", "delivered", "contrast", "gap"), values):
             found[f"{name} at {step}"] = value
     for step, values in line.get("measures", {}).items():
         found |= {f"{name} at {step}": value for name, value in values.items()}
-    return found | {"return": line["return"]}
+    return found
 
 
 def main():
