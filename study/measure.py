@@ -159,8 +159,9 @@ def over_torques(agent, states, torques=TORQUES):
 @torch.no_grad()
 def mean_torque(agent, states):
     """The torque at the policy's mean, 2 tanh(mu): [n, 3] -> [n]."""
-    mean = agent.model_action.gaussian(torch.from_numpy(states).float()).mean       # [n, 1]
-    return (ours.TORQUE * mean.tanh())[:, 0].double().numpy()
+    policy = agent.model_action
+    mu = policy.fc_mu(policy.fc_state(torch.tensor(states).float()))                # [n, 1]
+    return (ours.TORQUE * mu.tanh())[:, 0].double().numpy()
 
 
 def temperature(agent):

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import cql_pendulum as ours
 
@@ -22,6 +23,7 @@ TOP = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(TOP / "study"))
 
 import measure  # noqa: E402
+import pictures  # noqa: E402
 import recordings  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
@@ -61,9 +63,6 @@ class Policy(torch.nn.Module):
         self.torque, self.entropy = torque, entropy
         self.fc_state = torch.nn.Identity()
         self.fc_mu = lambda state: torch.full([len(state), 1], math.atanh(torque / 2.0001))
-
-    def gaussian(self, state):
-        return torch.distributions.Normal(self.fc_mu(state), 1.0)
 
     def forward(self, state):
         same = torch.ones([len(state), 1])
@@ -462,6 +461,25 @@ def test_students_of_the_interventions(kind, monkeypatch):
     if kind == "clone target":
         assert type(agent.clone) is ours.BC and not equal(agent.clone.model_action,
                                                           plain.model_action)
+
+
+# The pictures
+
+def test_a_panel_shows_what_is_promised_and_delivered():
+    angle = np.radians([1, 5, 170, -120, 100, -60, 178, 10])
+    rows = rows_of(angle, [0.1, 0.0, 0.0, 6.0, 7.9, 2.0, 0.1, -7.95], 0.7)
+    found = pictures.three_states(rows)
+    assert [*found] == ["upright", "swinging up", "hanging"]
+    np.testing.assert_array_equal(np.array([*found.values()]), rows[[0, 3, 6], :3])  # 4 goes down
+    agent, figure = critic(steady(0.4), lambda states, u: 60 + 30 * u + states[:, 2]), Figure()
+    pictures.draw_agent(figure, agent, rows)
+    for axes, state in zip(figure.axes, found.values()):
+        lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+        choices = np.linspace(-2, 2, 41)
+        np.testing.assert_allclose(lines["promised"], 60 + 30 * choices + state[2], rtol=1e-5)
+        delivered, _ = measure.deliver(agent, state[None].repeat(41, axis=0).astype(float), choices)
+        np.testing.assert_allclose(lines["delivered"], delivered)
+        assert len(lines["data near here"]) == (abs(rows[:, :3] - state) < 0.3).all(axis=1).sum()
 
 
 # The runs
