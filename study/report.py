@@ -23,6 +23,7 @@ DATA = [*LASTS, "all", "random 20", "random 10 + last 10", "2,000 rows"]
 SHORT = ["last 10", "last 85", "all", "random 20", "2,000 rows"]       # the rows of README's table
 INTERVENTIONS = ("clone target", "uniform torques", "uniform states", "uniform states and torques",
                  "fixed temperature")
+WEIGHTS = {"5": "cql", "1": "cql, weight 1", "0.2": "cql, weight 0.2"}
 MOMENTS = 2000, 4000, 10_000, 20_000, 49_999
 FAILS = 800                  # below its teacher: a student that fails
 CLOSE = 25                   # below its teacher: as good as it
@@ -301,9 +302,6 @@ def claims_of_the_page(study):
            f"{len(seeds)} seeds)")
 
 
-WEIGHTS = {"5": "cql", "1": "cql, weight 1", "0.2": "cql, weight 0.2"}
-
-
 # Tables
 
 def tables(study):
@@ -339,12 +337,12 @@ def tables_of_returns(study, shown):
            ["data", "cql minus sac", "cql minus bc", "sac above its data", "cql above", "bc above",
             "sac near its teacher", "cql near", "bc near"], rows)
     columns = {"gain": 0, "return": 0, "promised": 1, "delivered": 1, "entropy bonus": 1,
-               "temperature": 3, "outside": 3, "minutes": 1}
+               "temperature": 3, "outside": 3, "last gap": 1, "minutes": 1}
     rows = [[data, name, len(study.runs[data, name]), *(
         spread(study.get(column, data, name), digits) for column, digits in columns.items())]
         for data, name in study.students()]
-    yield ("Every student", "Gain: outcome minus its teacher's. All else but the minutes is of the "
-           "final 100 episodes.", ["data", "student", "seeds", *columns], rows)
+    yield ("Every student", "Gain: outcome minus its teacher's. Return to outside are of the final "
+           "100 episodes.", ["data", "student", "seeds", *columns], rows)
 
 
 def tables_of_promises(study, shown):
