@@ -1,4 +1,4 @@
-"""How fast are the updates? Run: python tests/benchmark.py [--vs-d3rlpy] [--json FILE]
+"""How fast are the updates? Run: python study/benchmark.py [--vs-d3rlpy] [--json FILE]
 
 Everything is timed in one run, on one thread: each round times every row once, the table shows the
 median over the rounds, and a ratio is the median of the rounds' ratios, so that a noisy moment

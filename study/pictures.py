@@ -1,0 +1,94 @@
+"""torques.png and torques10.png: what two students promise and deliver, trained here.
+
+python study/pictures.py    three minutes for each picture, and a minute where there is no teacher
+"""
+import math
+import pathlib
+import sys
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import measure  # noqa: E402
+import run  # noqa: E402
+
+PICTURED = 10_001                       # updates: the last test is that of update 10,000
+
+
+def draw_torques(seed, path):
+    """Train sac and cql on a seed's last 10 as its cells do, up to the test at update 10,000, and
+    draw what they promise and deliver: three minutes."""
+    run.MEASURED = []
+    if not (run.KEPT / f"{seed}.npz").exists():
+        run.train_teacher(run.cell("teacher", seed))
+    figure = Figure(figsize=(13, 8.6), dpi=100, layout="constrained")
+    bands = figure.subfigures(2, 1)
+    for band, kind, words in zip(bands, ("sac", "cql"), ("no penalty", "with the penalty")):
+        agent, data, *_ = run.train_student(run.cell(kind, seed, "last 10"), PICTURED)
+        returned = measure.play(agent, measure.seeds_of(seed, 1, 100))["return"].mean()
+        draw_agent(band, agent, data.rows)
+        band.suptitle(f"{kind.upper()}, {words}: return {returned:,.0f}", fontsize=17,
+                      weight="bold")
+    panels = [axes for band in bands for axes in band.axes]
+    low, high = (f(axes.get_ylim()[k] for axes in panels) for k, f in ((0, min), (1, max)))
+    for axes in panels:                         # one scale, and room for what stands at the bottom
+        axes.set_ylim(low - 0.17 * (high - low), high)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5,
+                  fontsize=12)
+    figure.suptitle(f"The teacher's last 10 episodes (seed {seed}), after {PICTURED - 1:,} updates")
+    figure.savefig(path)
+
+
+def draw_agent(figure, agent, rows):
+    """Three panels: in a state of the data, what each torque promises and what it and then the
+    policy deliver, a mean of 20 episodes; below them the data's torques near it. No bonus is added:
+    the green line is what is paid."""
+    choices = np.linspace(-2, 2, 41)
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (what, state) in zip(panels, three_states(rows).items()):
+        promised = measure.promise(agent, np.tile(state, (41, 1)), choices)
+        delivered = np.array([measure.deliver(agent, np.tile(state, (20, 1)).astype(float),
+                                              np.full(20, torque))[0].mean() for torque in choices])
+        near = (abs(rows[:, :3] - state) < 0.3).all(axis=1)
+        axes.plot(choices, promised, "C3", lw=2.5, label="promised")
+        axes.plot(choices, delivered, "C2--", lw=2.5, label="delivered")
+        axes.fill_between(choices, delivered, promised, where=promised > delivered, lw=0,
+                          interpolate=True, color="C3", alpha=0.15, label="promised too much")
+        below = {"clip_on": False, "transform": axes.get_xaxis_transform()}     # y: 0 is the bottom
+        axes.plot(rows[near, 3], np.full(near.sum(), 0.03), "|k", ms=12, label="data near here",
+                  **below)
+        axes.plot(measure.mean_torque(agent, state[None]), 0.09, "^C1", ms=11,
+                  label="the policy's torque", **below)
+        degrees = math.degrees(math.atan2(state[1], state[0]))
+        axes.set_title(f"{what} ({degrees:z.0f}°, {state[2]:z.1f} rad/s)", fontsize=13)
+        axes.set_xlabel("torque now (N m), then the policy's", fontsize=12)
+        axes.set(xlim=(-2.1, 2.1), xticks=[-2, -1, 0, 1, 2])
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("discounted rewards, 100 at most", fontsize=12)
+
+
+def three_states(rows):
+    """Three states of the data: the nearest to standing upright, the fastest that swings up, and
+    the nearest to hanging still."""
+    states = rows[:, :3]
+    upward = (states[:, 0] < math.cos(math.radians(20))) & (states[:, 1] * states[:, 2] < 0)
+    upright, hanging = (np.linalg.norm((states - [x, 0, 0]) / [1, 1, 8], axis=1) for x in (1, -1))
+    return {"upright": states[upright.argmin()],
+            "swinging up": states[np.where(upward, abs(states[:, 2]), -1).argmax()],
+            "hanging": states[hanging.argmin()]}
+
+
+def main():
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    for seed, name in ((0, "torques.png"), (10, "torques10.png")):
+        draw_torques(seed, HERE / "results" / name)
+        print(HERE / "results" / name)
+
+
+if __name__ == "__main__":
+    main()
