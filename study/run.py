@@ -56,6 +56,18 @@ GRID = [
     *((["teacher"], [None], range(10, 14), {"as_printed": [name]}) for name in ALL_FOUR),
     *((["cql"], ["last 10"], [3], {"student": student}) for student in range(103, 108)),
     (measure.INTERVENTIONS, ["last 10"], LATER, {}),
+    # recordings, 20,000 updates, in the order of what they answer
+    (["cql"], ["20 drawn", "20 mean"], TEN, {}),
+    (["cql", "sac", "bc"], ["controller"], FIVE, {}),
+    (["cql"], ["controller"], FIVE, {"weight": 0.2}),
+    (["cql"], ["20 mean + 0.5"], TEN, {}),
+    (["cql"], ["controller + 0.5"], FIVE, {}),
+    (["bc", "sac"], ["20 drawn", "20 mean"], FIVE, {}),
+    (["cql"], ["20 mean"], FIVE, {"weight": 0.2}),
+    (["cql"], ["controller 1.8"], FIVE, {}),
+    (["cql"], ["20 mean + 0.1", "20 mean + 0.25", "20 mean + 1", "controller + 1"], FIVE, {}),
+    (["bc", "sac"], ["20 mean + 0.5", "controller + 0.5"], FIVE, {}),
+    (["cql"], ["controller + 0.5"], FIVE, {"weight": 0.2}),
 ]
 
 
