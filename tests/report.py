@@ -879,7 +879,7 @@ def interventions(runs):
         lines = runs.get("last 10", kind).values()
         temperatures = known([line["temperature"] for line in lines])
         bonuses = known([line["entropy bonus"] for line in lines])
-        rows.append([kind, len(lines), *tested(lines, 19_999), spread(finals_of(lines)),
+        rows.append([kind, len(lines), *steps_in(lines, 19_999), spread(finals_of(lines)),
                      spread(temperatures, 3), spread(bonuses, 1)])
     for name in ("sac", "cql"):
         found = runs.get("last 10", name)
@@ -887,7 +887,7 @@ def interventions(runs):
         temperatures = known([line["temperature"] for line in lines])
         bonus = known([runs.measured("last 10", name, 20_000, "swing bonus").get(seed, math.nan)
                        for seed in found if seed in seeds])
-        rows.append([f"plain {name}", len(lines), *tested(lines, 20_000), "–",
+        rows.append([f"plain {name}", len(lines), *steps_in(lines, 20_000), "–",
                      f"at 50,000: {spread(temperatures, 3)}", spread(bonus, 1)])
     yield table(["student", "seeds", "return", "promised", "delivered", "final 100 episodes",
                  "temperature", "bonus"], rows)
@@ -929,7 +929,7 @@ def interventions(runs):
     yield ""
 
 
-def tested(lines, update):
+def steps_in(lines, update):
     return [spread(known([at(line, update, column) for line in lines]), 1 if column > 1 else 0)
             for column in (1, 2, 3)]
 

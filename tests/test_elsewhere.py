@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import cql_pendulum as ours
-from test_program import TOP, played
+from conftest import TOP, filled
 
 NAMES = ["observations", "actions", "rewards", "next_observations", "terminals", "timeouts"]
 
@@ -75,13 +75,12 @@ def dataset(tmp_path, monkeypatch):
     """A dataset.npz of three episodes, in the folder that is worked in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    data = played(3)
+    data = filled(ours.Data(), 3)
     ours.save_dataset("dataset.npz", data)
     return data
 
 
 def test_hdf5_there_and_back_without_loss(dataset):
-    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
     write_hdf5("dataset.npz", "dataset.hdf5")
     with h5py.File("dataset.hdf5") as file:
         assert {name: array.shape for name, array in file.items()} == {
@@ -93,8 +92,6 @@ def test_hdf5_there_and_back_without_loss(dataset):
 
 @pytest.mark.filterwarnings("ignore")
 def test_minari_there_and_back_without_loss(dataset):
-    pytest.importorskip("minari", reason="minari is not installed")
-    pytest.importorskip("gymnasium", reason="gymnasium is not installed")
     write_minari("dataset.npz", "pendulum/cql-v0")
     read_minari("pendulum/cql-v0", "back.npz")
     np.testing.assert_array_equal(ours.load_dataset("back.npz").rows, dataset.rows)
@@ -103,7 +100,6 @@ def test_minari_there_and_back_without_loss(dataset):
 @pytest.mark.filterwarnings("ignore")
 def test_readmes_lines_train_d3rlpys_cql_on_it(dataset):
     """Exactly README's lines; and what d3rlpy made of the data, read back."""
-    pytest.importorskip("d3rlpy", reason="d3rlpy is not installed")
     readme = (TOP / "README.md").read_text()
     lines, = re.findall(r"```python\n(import d3rlpy\n.*?)```", readme, re.DOTALL)
     scope = {}

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import cql_pendulum as ours
+from conftest import cql, pendulum
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def near_upright():
     n = 5000
     angle, speed, torque = (rng.uniform(-most, most, n) for most in (1, 4, 2))
     state = np.stack([np.cos(angle), np.sin(angle), speed], axis=1)
-    reward, next_state = ours.pendulum(state, torque)
+    reward, next_state = pendulum(state, torque)
     data = ours.Data()
     ends = np.zeros([n, 2])
     data.rows = np.column_stack([state, torque, reward, next_state, ends]).astype(np.float32)
@@ -50,7 +51,7 @@ def balance(agent):
     torch.manual_seed(0)
     for _ in range(100):
         torque = agent.model_action(torch.from_numpy(state).float())[0][:, 0].numpy()
-        reward, state = ours.pendulum(state, torque)
+        reward, state = pendulum(state, torque)
         total += reward.mean()
     return total
 
@@ -67,7 +68,7 @@ def learn(make, data, updates, measure):
 
 
 def light_cql():
-    return ours.CQL(weight=0.1)
+    return cql(0.1)
 
 
 @pytest.mark.parametrize("make", [ours.SAC, light_cql])
