@@ -64,14 +64,6 @@ def test_there_are_four_errata_and_none_is_restored_unasked(printed):
             kind("sing")
 
 
-def test_restored_errata_are_only_restored_as_long_as_they_are_named(printed):
-    agent = printed(CQL, ["jacobian"])
-    state = batch()[0]
-    agent.as_printed = ()
-    torch.testing.assert_close(with_seed(3, agent.model_action, state),
-                               with_seed(3, policy, agent.model_action, state, 1))
-
-
 @pytest.mark.parametrize("width", [None, 16])
 def test_layers_and_their_sizes_are_the_pages(width, monkeypatch):
     if width:
@@ -103,23 +95,6 @@ def test_policy_agrees_with_torch_distributions(as_printed, n, printed):
     expected = with_seed(3, policy, agent.model_action, state, n, as_printed)
     assert action.shape == entropy.shape == (64, n)
     torch.testing.assert_close((action, entropy), expected)
-
-
-@torch.no_grad()
-def test_torques_and_their_entropy_are_those_of_two_tanh_of_a_gaussian():
-    """20,000 torques of each of three states: quantiles, and the mean entropy by quadrature."""
-    agent, state = spread_out(SAC(), -1.0), batch(3)[0]     # few torques where tanh rounds to 1
-    torques, entropy = agent.model_action(state, 20_000)
-    mu, std = mean_and_spread(agent.model_action, state)
-    for level in (0.1, 0.5, 0.9):
-        expected = 2 * torch.tanh(Normal(mu, std).icdf(torch.tensor(level)))
-        found = torques.quantile(level, dim=1, keepdim=True)
-        torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
-    x = mu + std * torch.linspace(-8, 8, 20_001)
-    density = Normal(mu, std).log_prob(x).exp()
-    log_slope = TanhTransform().log_abs_det_jacobian(x, x.tanh())
-    exact = torch.trapezoid(density * (log_slope - Normal(mu, std).log_prob(x)), x, dim=1)
-    torch.testing.assert_close(entropy.mean(dim=1), exact, atol=0.03, rtol=0)
 
 
 @torch.no_grad()
@@ -196,36 +171,6 @@ def test_each_kind_of_torque_estimates_the_log_integral_of_exp_q(
         assert (error.max() < 0.03) if is_right else (error.min() > 0.05), (kind, error)
 
 
-def test_penalty_is_logsumexp_of_the_fifteen_minus_q_of_the_data():
-    """Written out with the math module, term by term; the policy is asked once, in order."""
-    agent, asked = CQL(), []
-    state, action, _, next_state, _ = batch(7)
-    torques, entropies = torch.empty(14, 5).uniform_(-2, 2), torch.randn(14, 5)
-    target = torch.randn(7, 1)
-
-    def model_action(*arguments):
-        asked.append(arguments)
-        return torques, entropies
-
-    agent.model_action = model_action
-    critic = agent.model_value1
-    loss = with_seed(0, agent._get_loss_value, critic, target, state, action, next_state)
-    random_torques = 2 * with_seed(0, torch.empty(7, 5).uniform_, -1, 1)
-    expected = 0.0
-    for k in range(7):
-        def value(u):
-            return critic(state[k:k + 1], torch.as_tensor(u).reshape(1, 1)).item()
-        terms = [math.exp(value(u)) / 0.5 for u in random_torques[k]]
-        for row in (k, 7 + k):              # the policy's torques in the state and in the next
-            terms += [math.exp(value(u)) / math.exp(-entropy)
-                      for u, entropy in zip(torques[row], entropies[row])]
-        expected += (value(action[k]) - target[k].item()) ** 2 / 7
-        expected += 5.0 * (math.log(sum(terms)) - value(action[k])) / 7
-    assert loss.shape == () and loss.item() == pytest.approx(expected, rel=1e-5)
-    (states, n), = asked
-    assert n == 5 and torch.equal(states, torch.cat([state, next_state]))
-
-
 def test_the_penalty_may_be_negative():
     """A critic that is right, and has the data's torque far above all others."""
     agent = CQL()
@@ -241,53 +186,6 @@ def test_no_gradient_of_the_critics_loss_reaches_the_policy():
     agent._get_loss_value(agent.model_value1, action, state, action, next_state).backward()
     assert all(p.grad is None for p in agent.model_action.parameters())
     assert all(p.grad is not None for p in agent.model_value1.parameters())
-
-
-def page_loss_value(self, model_value, target, state, action, next_state):
-    """CQL._get_loss_value in the page's own lines; model_action is the page's too."""
-    value = model_value(state, action)
-    loss_value = mse_loss(value, target)
-    state = state.unsqueeze(1).repeat(1, 5, 1).reshape(-1, 3)
-    next_state = next_state.unsqueeze(1).repeat(1, 5, 1).reshape(-1, 3)
-    rand_action = torch.empty([len(state), 1]).uniform_(-1, 1)
-    curr_action, curr_entropy = page_model_action(self.model_action, state)
-    next_action, next_entropy = page_model_action(self.model_action, next_state)
-    value_rand = model_value(state, rand_action).reshape(-1, 5, 1)
-    value_curr = model_value(state, curr_action).reshape(-1, 5, 1)
-    value_next = model_value(state, next_action).reshape(-1, 5, 1)
-    curr_entropy = curr_entropy.detach().reshape(-1, 5, 1)
-    next_entropy = next_entropy.detach().reshape(-1, 5, 1)
-    value_rand -= math.log(0.5)
-    value_curr -= curr_entropy
-    value_next -= next_entropy
-    value_cat = torch.cat([value_rand, value_curr, value_next], dim=1)
-    loss_cat = torch.logsumexp(value_cat, dim=1).mean()
-    loss_value += 5.0 * (loss_cat - value.mean())
-    return loss_value
-
-
-def page_model_action(self, state):
-    """ModelAction.forward in the page's own lines."""
-    state = self.fc_state(state)
-    mu = self.fc_mu(state)
-    std = self.fc_std(state)
-    dist = torch.distributions.Normal(mu, std)
-    sample = dist.rsample()
-    action = torch.tanh(sample)
-    log_prob = dist.log_prob(sample)
-    entropy = log_prob - (1 - action.tanh()**2 + 1e-7).log()
-    entropy = -entropy
-    return action * 2, entropy
-
-
-@torch.no_grad()
-def test_as_printed_penalty_is_the_pages(double, printed):
-    """The same torques are drawn in the same order, so one seed gives both the same number."""
-    agent = printed(CQL, ERRATA)
-    state, action, _, next_state, _ = (x.double() for x in batch())
-    arguments = agent.model_value1, torch.zeros(64, 1), state, action, next_state
-    page = with_seed(0, page_loss_value, agent, *arguments).item()
-    assert with_seed(0, agent._get_loss_value, *arguments).item() == pytest.approx(page, abs=1e-4)
 
 
 # ---- whole updates ----
@@ -443,23 +341,6 @@ def test_what_is_frozen_stays_and_the_others_learn(make, name):
         assert same(before[part], after[part]) == (part == name), part
 
 
-def test_every_method_is_asked_for_by_its_name():
-    """A subclass' own methods are called as often as an update needs them."""
-    calls = []
-
-    class Mine(CQL):
-        pass
-
-    for name in ("_get_target", "_get_loss_value", "_get_loss_action", "_soft_update"):
-        def method(self, *inputs, name=name):
-            calls.append(name)
-            return getattr(CQL, name)(self, *inputs)
-        setattr(Mine, name, method)
-    Mine().train(*batch())
-    assert sorted(calls) == ["_get_loss_action", "_get_loss_value", "_get_loss_value",
-                             "_get_target", "_soft_update", "_soft_update"]
-
-
 class Deeper(SAC.ModelAction):
     """One more layer: the policy's network edited in one place."""
 
@@ -491,19 +372,6 @@ def test_an_edited_network_is_everywhere(make):
     torque = with_seed(0, agent.get_action, [1.0, 0.0, 0.5])
     agent.model_action.extra.bias.data.add_(1)
     assert with_seed(0, agent.get_action, [1.0, 0.0, 0.5]) != torque
-
-
-def test_an_agent_of_ones_own_fills_the_data_and_is_tested():
-    class Swing(SAC):
-        def get_action(self, state):
-            return math.copysign(2.0, state[2])
-
-    ours.env.reset(seed=1)
-    data = Data()
-    data.update_data(Swing())
-    ours.env.reset(seed=1)
-    assert set(data.rows[:, 3].tolist()) == {-2.0, 2.0}
-    assert Swing().test(play=False) == pytest.approx(float(data.rows[:, 4].sum()), rel=1e-4)
 
 
 # ---- behaviour cloning ----
