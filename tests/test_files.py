@@ -365,34 +365,22 @@ def test_planted_code_never_runs(untrained, refused, program, tmp_path, whole):
 
 
 @pytest.mark.parametrize("kind", ["agent", "dataset"])
-def test_a_flipped_bit_is_refused_or_harmless(kind, tmp_path, monkeypatch):
-    """In the content of every member of the file, where none is harmless, and all over it."""
+def test_a_flipped_bit_in_any_member_is_refused(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(ours, "WIDTH", 1)
     path = tmp_path / kind
     if kind == "agent":
         ours.save_agent(path, ours.CQL())
     else:
         ours.save_dataset(path, filled(ours.Data()))
-
-    def load():
-        return ours.read_agent(path) if kind == "agent" else ours.load_dataset(path).rows.tolist()
-
-    good, wanted = path.read_bytes(), load()
-    places = list(range(0, len(good), len(good) // 150))
+    good = path.read_bytes()
     for member in zipfile.ZipFile(io.BytesIO(good)).infolist():
-        start = member.header_offset + 30                       # the header's fixed part
-        start += sum(good[start - 4:start:2]) + 256 * sum(good[start - 3:start:2])
-        places.append(-(start + random.randrange(member.compress_size)))
-    for place in places:
+        header = good[member.header_offset:][:30]           # its last four bytes are two lengths
+        start = member.header_offset + 30 + sum(np.frombuffer(header[26:], "<u2").tolist())
         flipped = bytearray(good)
-        flipped[abs(place)] ^= 1 << random.randrange(8)
+        flipped[start + random.randrange(member.compress_size)] ^= 1 << random.randrange(8)
         path.write_bytes(flipped)
-        try:
-            assert same(load(), wanted)
-        except ours.UserError as error:
-            assert str(error).startswith(f"{path}: ")
-        else:
-            assert place >= 0                                   # no member's content is harmless
+        with pytest.raises(ours.UserError, match=f"{kind}: "):
+            ours.read_agent(path) if kind == "agent" else ours.load_dataset(path)
 
 
 # ---- writing ----
