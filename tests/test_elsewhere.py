@@ -3,6 +3,7 @@ its own, with the names of the files it reads and writes. Rewards are Pendulum's
 N m, the time limit is in `timeouts` and never in `terminals`."""
 import re
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -15,13 +16,11 @@ NAMES = ["observations", "actions", "rewards", "next_observations", "terminals",
 
 def write_hdf5(npz, hdf5):
     """A file like D4RL's."""
-    import h5py
     with np.load(npz) as data, h5py.File(hdf5, "w") as file:
         file.update(data)
 
 
 def read_hdf5(hdf5, npz):
-    import h5py
     with h5py.File(hdf5) as file:
         np.savez(npz, **{name: file[name][()] for name in NAMES})
 
