@@ -3,25 +3,24 @@ its own, with the names of the files it reads and writes. Rewards are Pendulum's
 N m, the time limit is in `timeouts` and never in `terminals`."""
 import re
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 import cql_pendulum as ours
-from test_program import TOP, played
+from conftest import TOP, filled
 
 NAMES = ["observations", "actions", "rewards", "next_observations", "terminals", "timeouts"]
 
 
 def write_hdf5(npz, hdf5):
     """A file like D4RL's."""
-    import h5py
     with np.load(npz) as data, h5py.File(hdf5, "w") as file:
         file.update(data)
 
 
 def read_hdf5(hdf5, npz):
-    import h5py
     with h5py.File(hdf5) as file:
         np.savez(npz, **{name: file[name][()] for name in NAMES})
 
@@ -75,13 +74,12 @@ def dataset(tmp_path, monkeypatch):
     """A dataset.npz of three episodes, in the folder that is worked in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    data = played(3)
+    data = filled(ours.Data(), 3)
     ours.save_dataset("dataset.npz", data)
     return data
 
 
 def test_hdf5_there_and_back_without_loss(dataset):
-    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
     write_hdf5("dataset.npz", "dataset.hdf5")
     with h5py.File("dataset.hdf5") as file:
         assert {name: array.shape for name, array in file.items()} == {
@@ -93,8 +91,6 @@ def test_hdf5_there_and_back_without_loss(dataset):
 
 @pytest.mark.filterwarnings("ignore")
 def test_minari_there_and_back_without_loss(dataset):
-    pytest.importorskip("minari", reason="minari is not installed")
-    pytest.importorskip("gymnasium", reason="gymnasium is not installed")
     write_minari("dataset.npz", "pendulum/cql-v0")
     read_minari("pendulum/cql-v0", "back.npz")
     np.testing.assert_array_equal(ours.load_dataset("back.npz").rows, dataset.rows)
@@ -103,7 +99,6 @@ def test_minari_there_and_back_without_loss(dataset):
 @pytest.mark.filterwarnings("ignore")
 def test_readmes_lines_train_d3rlpys_cql_on_it(dataset):
     """Exactly README's lines; and what d3rlpy made of the data, read back."""
-    pytest.importorskip("d3rlpy", reason="d3rlpy is not installed")
     readme = (TOP / "README.md").read_text()
     lines, = re.findall(r"```python\n(import d3rlpy\n.*?)```", readme, re.DOTALL)
     scope = {}

@@ -6,10 +6,6 @@ LR_ACTION 3e-3, TAU 0.05, GAMMA 0.95. Returns of 100 steps, the mean of 40 start
 500 updates SAC -33, -11, -21 and CQL with a weight of 0.1 -36, -21, -33. Broken on purpose: target
 critics that never move -539, -620, -494; a policy without steps stays; one that goes the other
 way is NaN. The line is drawn at -100.
-
-Cloning: 30 episodes of a controller written here, half of whose torques are random (mean return
--464), and LR_ACTION 3e-3. Returns, the mean of 20 episodes, seeds 0, 1, 2: before -1375, -1424,
--1314; after 1,500 updates -622, -630, -648. The line is drawn at -850.
 """
 import math
 
@@ -18,6 +14,7 @@ import pytest
 import torch
 
 import cql_pendulum as ours
+from conftest import cql, pendulum
 
 
 @pytest.fixture
@@ -34,7 +31,7 @@ def near_upright():
     n = 5000
     angle, speed, torque = (rng.uniform(-most, most, n) for most in (1, 4, 2))
     state = np.stack([np.cos(angle), np.sin(angle), speed], axis=1)
-    reward, next_state = ours.pendulum(state, torque)
+    reward, next_state = pendulum(state, torque)
     data = ours.Data()
     ends = np.zeros([n, 2])
     data.rows = np.column_stack([state, torque, reward, next_state, ends]).astype(np.float32)
@@ -50,7 +47,7 @@ def balance(agent):
     torch.manual_seed(0)
     for _ in range(100):
         torque = agent.model_action(torch.from_numpy(state).float())[0][:, 0].numpy()
-        reward, state = ours.pendulum(state, torque)
+        reward, state = pendulum(state, torque)
         total += reward.mean()
     return total
 
@@ -67,7 +64,7 @@ def learn(make, data, updates, measure):
 
 
 def light_cql():
-    return ours.CQL(weight=0.1)
+    return cql(0.1)
 
 
 @pytest.mark.parametrize("make", [ours.SAC, light_cql])
@@ -118,42 +115,16 @@ class Pump:
 def test_cql_prefers_the_datas_torques_and_sac_does_not():
     """The page's claim, on five episodes in which every torque is the same function of the state.
 
-    Measured after 200 updates of the page's constants, seeds 0, 1, 2, in the critic's unit: CQL
-    58, 47, 45 and SAC 0.3, 0.2, 0.3."""
+    Measured after 80 updates of the page's constants, seeds 0, 1, 2, in the critic's unit: CQL
+    30, 22, 21 and SAC 0.2, 0.2, 0.3."""
     ours.seed_everything(0)
     data = ours.Data()
     for _ in range(5):
         data.update_data(Pump())
     data.freeze()
-    _, cql = learn(ours.CQL, data, 200, lambda student: preference(student, data))
-    _, sac = learn(ours.SAC, data, 200, lambda student: preference(student, data))
+    _, cql = learn(ours.CQL, data, 80, lambda student: preference(student, data))
+    _, sac = learn(ours.SAC, data, 80, lambda student: preference(student, data))
     assert cql > 10
     assert abs(sac) < 1
 
 
-class Controller:
-    """Pump energy in, then balance; half of the torques, by chance, are random."""
-
-    def __init__(self):
-        self.rng = np.random.default_rng(0)
-
-    def get_action(self, state):
-        if self.rng.random() < 0.5:
-            return float(self.rng.uniform(-2, 2))
-        cos, sin, speed = (float(x) for x in state)
-        if cos > 0.8 and abs(speed) < 4:
-            torque = -12 * math.atan2(sin, cos) - 3 * speed
-        else:
-            torque = 2 * np.sign(speed * (15 - (speed ** 2 / 2 + 15 * cos)) + 1e-9)
-        return float(np.clip(torque, -2, 2))
-
-
-def test_a_student_that_imitates_swings_up_and_balances(quick):
-    ours.seed_everything(0)
-    data = ours.Data()
-    for _ in range(30):
-        data.update_data(Controller())
-    before, after = learn(ours.BC, data.freeze(), 1500,
-                          lambda student: ours.evaluate(student, range(20))[0].mean())
-    assert before < -1000
-    assert after > -850
