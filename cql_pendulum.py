@@ -11,16 +11,18 @@ SAC: Haarnoja et al. 2018, Soft Actor-Critic Algorithms and Applications (arXiv 
 Kumar et al. 2020 (2006.04779). Pardo: Pardo et al. 2018, Time Limits in RL (1712.00378).
 """
 import argparse
+import collections.abc
 import contextlib
 import copy
 import functools
-import importlib
 import io
+import itertools
 import json
 import math
 import os
 import pathlib
 import random
+import shlex
 import sys
 import time
 import types
@@ -30,7 +32,15 @@ import gym
 import numpy as np
 import torch
 
-__all__ = ["CQL", "Data", "ERRATA", "MyWrapper", "SAC", "env"]
+__all__ = ["AS_PRINTED", "BC", "CQL", "Data", "ERRATA", "MyWrapper", "Run", "SAC", "env",
+           "evaluate", "load_agent", "load_dataset", "main", "save_agent", "save_dataset",
+           "seed_everything", "train_student", "train_teacher"]
+# One thread: the matrices are small (more threads made an update up to nine times slower), and no
+# number depends on how many cores there are. Adam's averages of dead units end below 1e-38, numbers
+# on which some processors are half as fast: here they count as 0.
+torch.set_num_threads(1)
+torch.set_flush_denormal(True)
+
 BATCH = 64             # rows in a batch
 CAPACITY = 100_000     # rows that update_data keeps
 EPISODE = 200          # steps of an episode
@@ -52,6 +62,7 @@ ERRATA = {             # jacobian acts in SAC and CQL, sign and range in CQL alo
     "range": "random torques from (-1, 1); right: 2 * uniform(-1, 1), as the policy's are 2 * tanh",
     "timeout": "the 200-step limit is stored as terminal; right: the target goes on past it",
 }
+AS_PRINTED = set()     # names of ERRATA that are restored, everywhere and at once; see --as-printed
 
 
 class MyWrapper(gym.Wrapper):
@@ -59,33 +70,37 @@ class MyWrapper(gym.Wrapper):
     upright at angle 0; the reward is -(angle^2 + 0.1 speed^2 + 0.001 torque^2) before the step."""
 
     def __init__(self):
-        # gym's own limit follows EPISODE; its checker uses np.bool8, which NumPy 2 lacks
-        env = gym.make("Pendulum-v1", render_mode="rgb_array", max_episode_steps=EPISODE,
-                       disable_env_checker=True)
+        # unwrapped: gym's own limit would not follow EPISODE; its checker needs NumPy 1
+        env = gym.make("Pendulum-v1", render_mode="rgb_array", disable_env_checker=True).unwrapped
         super().__init__(env)
         self.env = env
         self.step_n = 0
 
-    def reset(self, seed=None):
-        """Start an episode: a state, float32 [3]. A seed fixes this start and all later ones."""
-        state, _ = self.env.reset(seed=seed)
+    def reset(self):
+        """Start an episode: a state, float32 [3]."""
+        state, _ = self.env.reset()
         self.step_n = 0
         return state
 
     def step(self, action):
         """Apply the torque [action] for 0.05 s. info["timeout"] is ours: done by a time limit."""
-        state, reward, terminated, truncated, info = self.env.step(action)
+        torque = np.asarray(action).item()              # an array of one, too
+        state, reward, terminated, truncated, info = self.env.step([torque])
         self.step_n += 1
         done = terminated or truncated or self.step_n >= EPISODE
         info["timeout"] = done and not terminated
         return state, reward, done, info
 
     def show(self):
-        """Draw the pendulum as it is now, in a window or a notebook's output."""
+        """Draw the pendulum as it is now in place of the last picture (window or notebook)."""
         from matplotlib import pyplot
-        pyplot.imshow(self.env.render())
-        pyplot.pause(0.01)
         pyplot.clf()
+        pyplot.imshow(self.env.render())
+        if "ipykernel" in sys.modules:
+            from IPython import display
+            display.clear_output(wait=True)
+            display.display(pyplot.gcf())
+        pyplot.pause(0.01)
 
 
 env = MyWrapper()
@@ -95,8 +110,7 @@ class Data:
     """The teacher's replay buffer, then the student's dataset. Page: a list of tuples. Here `rows`,
     float32 [n, 10]: state 0:3, action 3, reward 4, next_state 5:8, terminal 8, timeout 9."""
 
-    def __init__(self, as_printed=()):
-        self.as_printed = check_errata(as_printed)
+    def __init__(self):
         self.rows = np.empty([0, 10], np.float32)
         self.frozen = False
 
@@ -105,9 +119,8 @@ class Data:
 
     @property
     def datas(self):
-        """(state, action, reward, next_state, over) of each row, a tuple made anew: keep it."""
-        columns = [column.numpy() for column in self._columns(self.rows.copy())]
-        return tuple((s, a.item(), r.item(), n, bool(o)) for s, a, r, n, o in zip(*columns))
+        """The page's list to read: datas[i] is (state, action, reward, next_state, over)."""
+        return Tuples(self)
 
     def update_data(self, agent):
         """Play an episode in `env` with the agent and append it; RuntimeError when frozen."""
@@ -117,10 +130,11 @@ class Data:
         state = env.reset()
         over = False
         while not over:
-            action = agent.get_action(state)
+            action = np.asarray(agent.get_action(state)).item()     # an array of one, too
             next_state, reward, over, info = env.step([action])
-            terminal = over and not info["timeout"]
-            rows.append([*state, action, reward, *next_state, terminal, info["timeout"]])
+            timeout = info.get("timeout", False)
+            terminal = over and not timeout
+            rows.append([*state, action, reward, *next_state, terminal, timeout])
             state = next_state
         self.rows = np.concatenate([self.rows, np.array(rows, np.float32)])[-CAPACITY:]
 
@@ -135,7 +149,7 @@ class Data:
         columns = torch.from_numpy(rows).split([3, 1, 1, 3, 1, 1], dim=1)
         state, action, reward, next_state, terminal, timeout = columns
         # Page: over at the 200-step limit too; that is no terminal state (Pardo, abstract).
-        over = torch.maximum(terminal, timeout) if "timeout" in self.as_printed else terminal
+        over = torch.maximum(terminal, timeout) if "timeout" in AS_PRINTED else terminal
         return state, action, reward, next_state, over.long()
 
     def freeze(self):
@@ -151,7 +165,6 @@ class SAC:
 
     class ModelAction(torch.nn.Module):
         """The policy: a Gaussian squashed by tanh and scaled to torques in [-2, 2]."""
-        as_printed = frozenset()
 
         def __init__(self):
             super().__init__()
@@ -165,14 +178,18 @@ class SAC:
             mu, std = self.fc_mu(state), self.fc_std(state)         # [b, 128] -> [b, 1]
             return torch.distributions.Normal(mu.expand(-1, n), std, validate_args=False)
 
+        def mean_action(self, state):
+            """The torque at the Gaussian's mean, without chance: [b, 3] -> [b, 1]."""
+            return self.gaussian(state).mean.tanh() * TORQUE
+
         def forward(self, state, n=1):
             """[b, 3] -> n torques a state (Page: 1), [b, n], and the entropy of each, [b, n]: minus
-            the log density of its tanh, that is of torque / 2 (SAC, appendix C)."""
+            its log density per unit of tanh, that is of torque / 2 (SAC, appendix C)."""
             dist = self.gaussian(state, n)
             sample = dist.rsample()                                 # [b, n]
             action = torch.tanh(sample)                             # [b, n]
             # Page: log(1 - tanh(action)^2 + 1e-7), but action is a tanh: that squashes twice.
-            x = action if "jacobian" in self.as_printed else sample
+            x = action if "jacobian" in AS_PRINTED else sample
             # log(1 - tanh(x)^2), rewritten: where x is above 9, float32's tanh(x) is 1, and the
             # logarithm would have no gradient left that could bring the policy back
             log_slope = 2 * (math.log(2) - x - torch.nn.functional.softplus(-2 * x))
@@ -194,34 +211,25 @@ class SAC:
         def forward(self, state, action):
             return self.sequential(torch.cat([state, action], dim=1))     # [b, 3 + 1] -> [b, 1]
 
-    def __init__(self, as_printed=()):
+    def __init__(self):
         self.model_action = self.ModelAction()
         self.model_value1, self.model_value2 = self.ModelValue(), self.ModelValue()
         self.model_value_next1 = copy.deepcopy(self.model_value1)
         self.model_value_next2 = copy.deepcopy(self.model_value2)
-        self.alpha = torch.tensor(math.log(TEMPERATURE), requires_grad=True)    # the log
+        # the course's name; it is the log of the temperature, which the SAC paper calls alpha
+        self.alpha = torch.tensor(math.log(TEMPERATURE), requires_grad=True)
         # Notebook: an Adam for each. It works number by number: one for two gives the same.
         values = [*self.model_value1.parameters(), *self.model_value2.parameters()]
         actions = [*self.model_action.parameters(), self.alpha]
         self.optimizer_value = torch.optim.Adam(values, lr=LR_VALUE, fused=True)
         self.optimizer_action = torch.optim.Adam(actions, lr=LR_ACTION, fused=True)
         self.loss_fn = torch.nn.MSELoss()
-        self.as_printed = as_printed
-
-    @property
-    def as_printed(self):
-        """The errata that are restored, a frozenset. Setting it acts from the next update on."""
-        return self._as_printed
-
-    @as_printed.setter
-    def as_printed(self, names):
-        self._as_printed = check_errata(names)
-        self.model_action.as_printed = self._as_printed             # where jacobian acts
+        self.logged = {}        # numbers of the last update, for log.csv
 
     def get_action(self, state):
         """A torque of the policy, float in [-2, 2], for three numbers; else ValueError."""
         state = torch.from_numpy(np.asarray(state, np.float32).reshape(1, 3))
-        with torch.no_grad():
+        with torch.inference_mode():
             action, _ = self.model_action(state)                    # [1, 3] -> [1, 1]
         return action.item()
 
@@ -268,7 +276,9 @@ class SAC:
 
     def _get_loss_value(self, model_value, target, state, action, next_state):
         """The loss of one critic, a scalar (SAC, equation 5, without its 1/2)."""
-        return self.loss_fn(model_value(state, action), target)
+        loss_value = self.loss_fn(model_value(state, action), target)
+        self.logged["squared_error"] = loss_value.detach()
+        return loss_value
 
     def _get_loss_action(self, state):
         """The policy's loss, a scalar (SAC, equation 7), and its torques' entropies, [b, 1]."""
@@ -290,16 +300,16 @@ class CQL(SAC):
     5 is large. Written as in the paper's equation 4 (half the squared error, undivided rewards) it
     is 5 * 8 / 2 = 20, and the penalty 8 logsumexp(Q / 8) - Q."""
 
-    def __init__(self, as_printed=(), weight=None):
-        super().__init__(as_printed)
-        self.weight = WEIGHT if weight is None else weight
+    def __init__(self):
+        super().__init__()
+        self.weight = WEIGHT
 
     def _get_loss_value(self, model_value, target, state, action, next_state):
         """SAC's loss of one critic, and weight times the penalty: logsumexp of Q over 15 torques
         minus Q of the data's torque, a scalar (CQL, equation 4). The logsumexp estimates the log
         of the integral of exp(Q) over all torques, plus log 15 since it sums 15: a constant."""
         # Page: (-1, 1), which leaves half of the torques out of the penalty.
-        limit = 1 if "range" in self.as_printed else TORQUE
+        limit = 1 if "range" in AS_PRINTED else TORQUE
         rand_action = limit * torch.empty([len(state), SAMPLES]).uniform_(-1, 1)       # [b, 5]
         # No gradient: the policy has a loss of its own. Page: with one, which is thrown away.
         with torch.no_grad():
@@ -321,439 +331,19 @@ class CQL(SAC):
         # tanh; there a uniform torque has 0.5, one over the length of (-1, 1).
         value_rand = value_rand - math.log(0.5)                                 # [b, 5]
         # Page: minus entropy, but entropy is minus the log of the density.
-        sign = -1 if "sign" in self.as_printed else 1
+        sign = -1 if "sign" in AS_PRINTED else 1
         value_curr = value_curr + sign * curr_entropy                           # [b, 5]
         value_next = value_next + sign * next_entropy                           # [b, 5]
         value_cat = torch.cat([value_rand, value_curr, value_next], dim=1)      # [b, 15]
         loss_cat = torch.logsumexp(value_cat, dim=1).mean()                     # [b, 15] -> scalar
+        self.logged["squared_error"] = loss_value.detach()
+        self.logged["penalty"] = (loss_cat - value.mean()).detach()
         return loss_value + self.weight * (loss_cat - value.mean())             # scalar
 
 
-def train_teacher(teacher, data, epochs, run):
-    """The page's online loop. run.remaining is range(epochs), or what a resumed run has left of it;
-    run.test prints the mean return of 10 episodes, beside it what the critic promised and what was
-    delivered (see evaluate), and saves. Page: random starts; ours are the same 10 at every test."""
-    for epoch in run.remaining(epochs):
-        data.update_data(teacher)
-        for i in range(UPDATES):
-            teacher.train(*data.get_sample())
-
-        if epoch % 10 == 0 or epoch == epochs - 1:
-            run.test(epoch)
-
-
-def train_student(student, data, steps, run):
-    """The page's offline loop: nothing is added to the data."""
-    for i in run.remaining(steps):
-        student.train(*data.get_sample())
-
-        if i % 2000 == 0 or i == steps - 1:
-            run.test(i)
-
-
-def main(argv):
-    """The story: a teacher learns online, its data are frozen, a student learns from them alone."""
-    options = parse_options(argv)
-    torch.set_num_threads(1)          # small matrices; and no number depends on how many cores
-    torch.set_flush_denormal(True)    # Adam's averages of dead units end below 1e-38: half as fast
-    if options.play:
-        play(options.play, options.seed)
-        return
-
-    run, options = open_run(options, argv)
-    try:
-        if run.stage == "teacher":
-            seed_everything(options.seed)
-            teacher = SAC(options.as_printed)
-            data = Data(options.as_printed)
-            run.begin("teacher", teacher, data)
-            train_teacher(teacher, data, options.epochs, run)
-            save_agent(run.out / "teacher.pt", teacher)
-            save_dataset(run.out / "dataset.npz", choose_episodes(data, options))
-
-        data = load_dataset(run.out / "dataset.npz", options.as_printed)
-        data.freeze()
-        seed_everything(options.seed)
-        if options.student == "cql":
-            student = CQL(options.as_printed, options.weight)
-        elif options.student == "sac":
-            student = SAC(options.as_printed)
-        else:
-            student = BC(options.as_printed)                # behaviour cloning
-        run.begin("student", student, data)
-        train_student(student, data, options.steps, run)
-        save_agent(run.out / "student.pt", student)
-        report(run, data, student)
-    except KeyboardInterrupt:
-        raise UserError(f"stopped. Go on: python {sys.argv[0]} --resume \"{run.out}\"") from None
-
-
-# ---- The story ends here. What main calls follows, in its order: the command line ----
-def parse_options(argv):
-    """The options; argparse ends the program with one line where they make no sense."""
-    parser = argparse.ArgumentParser("cql_pendulum.py", usage=argparse.SUPPRESS, allow_abbrev=False)
-    add = parser.add_argument
-    add("--seed", type=number(int, 0, 2 ** 32 - 1), default=0, help="of all chance (%(default)s)")
-    add("--epochs", type=number(int, 1), default=100, help="of the teacher (%(default)s)")
-    add("--steps", type=number(int, 1), default=50_000, help="the student's updates (%(default)s)")
-    add("--student", choices=["cql", "sac", "bc"], default="cql",
-        help="sac: the same without penalty; bc: clones the data's torques (%(default)s)")
-    add("--weight", type=number(float, 0), help=f"of CQL's penalty ({WEIGHT})")
-    add("--as-printed", nargs="*", action="extend", choices=[*ERRATA], metavar="NAME",
-        help=f"restore the page's errata: {', '.join(ERRATA)}; no name: all of them (none)")
-    add("--last", type=number(int, 0), metavar="N", help="train on the last N episodes only (all)")
-    add("--random", type=number(int, 0, CAPACITY // EPISODE), default=0, metavar="N",
-        help="put N episodes of random torques before them (%(default)s)")
-    add("--dataset", type=pathlib.Path, metavar="FILE", help="no teacher: use this dataset.npz")
-    add("--out", type=pathlib.Path, metavar="DIR", help="a new folder for the results (in runs/)")
-    add("--resume", type=pathlib.Path, metavar="DIR", help="go on with the run in this folder")
-    add("--play", type=pathlib.Path, metavar="FILE", help="animate an episode of a saved agent")
-    options = parser.parse_args(argv)
-
-    given = {word.split("=")[0].strip("-") for word in argv if word.startswith("--")}
-    if options.resume and given != {"resume"}:
-        parser.error("--resume has the options of that run; leave out all others")
-    if options.play and given - {"play", "seed"}:
-        parser.error("--play takes --seed alone; leave out all others")
-    if "epochs" in given and (options.dataset or options.last == 0):
-        parser.error("--dataset and --last 0 need no teacher; leave out --epochs")
-    if options.student != "cql" and "weight" in given:
-        parser.error("--weight is for --student cql; leave it out")
-    if options.last == 0 and options.random == 0:
-        parser.error("--last 0 leaves no data; add --random N")
-    most = math.inf if options.dataset else min(options.epochs, CAPACITY // EPISODE)
-    if options.last and options.last > most:
-        parser.error(f"--last {options.last}: the teacher's data will have {most} episodes")
-    if options.as_printed == []:
-        options.as_printed = [*ERRATA]
-    return options
-
-
-def number(kind, least, most=10 ** 9):
-    """A type for argparse: an int or a float from least to most."""
-    def convert(text):
-        value = kind(text)
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text}: give a number from {least} to {most}")
-        return value
-    convert.__name__ = kind.__name__                    # argparse says "invalid int value"
-    return convert
-
-
-def play(path, seed):
-    """Play an episode with a saved agent, print its return, and write the animation to FILE.gif."""
-    agent = load_agent(path)
-    os.environ["SDL_VIDEODRIVER"] = "dummy"             # pygame draws without a window
-    pygame = optional("pygame", "no animation")
-    pillow = optional("PIL.Image", "no animation")
-    can_draw = bool(pygame and pillow)
-    frames = []
-    env.show = lambda: frames.append(pillow.fromarray(env.render()[::2, ::2]))      # half the size
-    seed_everything(seed)
-    say(f"return {agent.test(play=can_draw):.1f}")
-    if can_draw:
-        with whole_file(f"{path}.gif") as file:
-            frames[0].save(file, "GIF", append_images=frames[1:], save_all=True, duration=50,
-                           loop=0)
-        say(f"animation: {path}.gif")
-
-
-# ---- The run and its folder ----
-def open_run(options, argv):
-    """A Run in a new folder, or the one that --resume names, and its options (config.json)."""
-    if options.resume:
-        file = options.resume / "config.json"
-        with reading(file):
-            options = parse_options(json.loads(file.read_text())["argv"])
-        return Run(file.parent, options.seed), options
-
-    data = Data()
-    if options.dataset:
-        data = load_dataset(options.dataset)
-        check_pendulum(options.dataset, data)
-    teacher_needed = not options.dataset and options.last != 0
-    if not teacher_needed:
-        data = choose_episodes(data, options)
-    out, k = options.out, 1
-    while not options.out and (out is None or out.exists()):
-        out = pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}")
-        k += 1
-    try:
-        out.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}; give a new folder, or go on with the run "
-                        f"in it: --resume {out}") from None
-    if not teacher_needed:
-        save_dataset(out / "dataset.npz", data)
-    versions = {package.__name__: package.__version__ for package in (gym, np, torch)}
-    with whole_file(out / "config.json") as file:
-        file.write(json.dumps({"argv": argv, "versions": versions}).encode())
-    return Run(out, options.seed), options
-
-
-class Run:
-    """A run's place in the story: its stage, how many epochs or updates of it are done, and the log
-    of its tests. Each test saves them in the folder `out`; without one (None) nothing is saved."""
-
-    def __init__(self, out, seed):
-        self.out, self.seed = out, seed
-        self.stage = "teacher"
-        self.saved, self.log = {}, []   # the checkpoint; a dict for each test
-        if out and (out / "checkpoint.pt").exists():
-            self.saved = read_agent(out / "checkpoint.pt")
-            with reading(out / "checkpoint.pt"):
-                self.log, self.stage = self.saved["log"], self.saved["stage"]
-        if out and (out / "dataset.npz").exists():
-            self.stage = "student"                                  # the teacher is done
-
-    def begin(self, stage, agent, data):
-        """Start a stage with a new agent, or go on with it: agent, data and all chance then become
-        what they were at the last test."""
-        self.stage, self.agent, self.data = stage, agent, data
-        self.done = 0
-        self.begun = time.monotonic()
-        if self.saved.get("stage") == stage:
-            with reading(self.out / "checkpoint.pt"):
-                restore_agent(agent, self.saved)
-                self.done = self.saved["done"]
-                self.begun -= self.log[-1]["seconds"]
-                torch.set_rng_state(self.saved["torch"])
-                random.setstate(self.saved["random"])
-                env.unwrapped.np_random.bit_generator.state = self.saved["env"]
-                if stage == "teacher":
-                    data.rows = self.saved["rows"].numpy()
-            self.save()                                             # log.csv may be gone or ahead
-
-    def starts(self, purpose, n):
-        """Seeds of n starts for a purpose (0: tests, 1: final episodes), alike for all agents."""
-        return np.random.SeedSequence([self.seed, purpose]).generate_state(n).tolist()
-
-    def remaining(self, total):
-        """The stage's epochs or updates that are still to do, behind a progress bar."""
-        todo = range(self.done, total)
-        if not todo:
-            say(f"the {self.stage} was finished")
-        tqdm = optional("tqdm", "no progress bars")
-        if tqdm:
-            todo = tqdm.tqdm(todo, self.stage, total, initial=self.done, disable=None, leave=False)
-        return todo
-
-    def test(self, step):
-        """Play the test's 10 episodes; log their means, save, and print them."""
-        returns, promised, delivered = evaluate(self.agent, self.starts(0, 10))
-        self.log.append({"stage": self.stage, "step": step, "return": float(returns.mean()),
-                         "promised": float(promised.mean()), "delivered": float(delivered.mean()),
-                         "seconds": time.monotonic() - self.begun})
-        self.done = step + 1
-        if self.out:
-            self.save()
-        promise = "       -" if isinstance(self.agent, BC) else f"{promised.mean():8.2f}"
-        say(f"{self.stage} {step:6d}   return {returns.mean():8.1f}   promised {promise}"
-            f"   delivered {delivered.mean():6.2f}")
-
-    def save(self):
-        """Write log.csv, then checkpoint.pt: a kill between the two loses no test."""
-        lines = ["stage,step,return,promised,delivered,seconds\n"]
-        lines += ["{},{},{:.3f},{:.3f},{:.3f},{:.1f}\n".format(*row.values()) for row in self.log]
-        with whole_file(self.out / "log.csv") as file:
-            file.write("".join(lines).encode())
-        rows = self.data.rows if self.stage == "teacher" else np.empty([0, 10], np.float32)
-        save_agent(self.out / "checkpoint.pt", self.agent, stage=self.stage, done=self.done,
-                   log=self.log, rows=torch.from_numpy(rows), torch=torch.get_rng_state(),
-                   random=random.getstate(), env=env.unwrapped.np_random.bit_generator.state)
-
-
-def seed_everything(seed):
-    """Seed torch, random and the environment, as each stage does when it begins."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    env.reset(seed=seed)
-
-
-# ---- A test: what an agent returns, what it promised, what it delivered ----
-@torch.no_grad()
-def evaluate(agent, seeds):
-    """One episode for each seed, side by side: returns, promised, delivered, [episodes] each.
-    Promised is the smaller critic's value of the first torque, with the entropy bonus of later
-    steps; delivered is what it pays, see discounted. The same seeds, the same starts and noise."""
-    envs = [MyWrapper() for _ in seeds]
-    state = torch.tensor(np.stack([env.reset(seed=seed) for env, seed in zip(envs, seeds)]))
-    rewards = np.empty([EPISODE, len(envs)])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds[0])
-        for t in range(EPISODE):
-            action, _ = agent.model_action(state)                               # [episodes, 1]
-            if t == 0:
-                promised = least_value(agent, state, action)[:, 0].numpy()
-            steps = [env.step([torque]) for env, torque in zip(envs, action[:, 0].tolist())]
-            state = torch.from_numpy(np.stack([step[0] for step in steps]))
-            rewards[t] = [step[1] for step in steps]
-    return rewards.sum(axis=0), promised, discounted(rewards)
-
-
-def discounted(rewards):
-    """What rewards, [T, n], deliver in the critics' unit, [n]: their discounted sum after scaling,
-    with a tail as if the mean of the last 20 went on for ever; at most 1 / (1 - 0.99) = 100."""
-    scaled = (rewards + SCALE) / SCALE
-    tail = GAMMA ** len(rewards) / (1 - GAMMA) * scaled[-20:].mean(axis=0)
-    return GAMMA ** np.arange(len(rewards)) @ scaled + tail
-
-
-def least_value(agent, state, action):
-    """The smaller critic's value, [b, 3], [b, 1] -> [b, 1]."""
-    return torch.min(agent.model_value1(state, action), agent.model_value2(state, action))
-
-
-# ---- Agents in files ----
-def save_agent(path, agent, **more):
-    """Write all that going on with an agent needs, and `more`; UserError if it has diverged."""
-    state = {}                          # state_dicts, tensors and numbers, by attribute
-    learned = [agent.alpha]
-    for name, part in vars(agent).items():
-        if isinstance(part, torch.nn.Module):
-            learned += part.parameters()
-        if hasattr(part, "state_dict"):
-            state[name] = part.state_dict()
-        elif torch.is_tensor(part) or isinstance(part, (int, float, bool, str, np.number)):
-            state[name] = part.item() if isinstance(part, np.number) else part
-    if not all(x.isfinite().all() for x in learned):
-        raise UserError(f"{path}: not written, the agent is NaN or infinite; an earlier one stays. "
-                        f"Try another --seed or a smaller --weight")
-    content = io.BytesIO()                      # torch's own writer hides what a full disk says
-    torch.save({"class": type(agent).__name__, "as_printed": sorted(agent.as_printed),
-                "state": state, **more}, content)
-    with whole_file(path) as file:
-        file.write(content.getvalue())
-
-
-def load_agent(path):
-    """The agent in a file of save_agent; UserError where there is none. No code in the file runs.
-    For a class of your own, make an agent and call restore_agent(agent, read_agent(path))."""
-    saved = read_agent(path)
-    with reading(path):
-        agent = {"SAC": SAC, "CQL": CQL, "BC": BC}[saved["class"]]()
-        restore_agent(agent, saved)
-    return agent
-
-
-def read_agent(path):
-    """The dict that save_agent wrote; UserError where there is none."""
-    with reading(path):
-        return torch.load(read_zip(path), weights_only=True)
-
-
-def restore_agent(agent, saved):
-    """Put what save_agent wrote into an agent of the same layers."""
-    for name, part in saved["state"].items():
-        if isinstance(part, dict):
-            getattr(agent, name).load_state_dict(part)
-        elif torch.is_tensor(part) and hasattr(agent, name):
-            getattr(agent, name).data.copy_(part)
-        else:
-            setattr(agent, name, part)
-    agent.as_printed = saved["as_printed"]
-
-
-# ---- Datasets ----
-def choose_episodes(data, options):
-    """A new Data: --random episodes of random torques, then the --last ones; else UserError."""
-    found = episodes(data)
-    last = len(found) if options.last is None else options.last
-    if last > len(found):
-        raise UserError(f"--last {last}: the data has {len(found)} episodes")
-    chosen = Data(data.as_printed)
-    random_agent = types.SimpleNamespace(get_action=lambda state: random.uniform(-TORQUE, TORQUE))
-    seed_everything(options.seed)
-    for _ in range(options.random):
-        chosen.update_data(random_agent)
-    chosen.rows = np.concatenate([chosen.rows, *found[len(found) - last:]])
-    return chosen
-
-
-def episodes(data):
-    """The rows of a Data split into episodes, oldest first."""
-    ends = np.flatnonzero(data.rows[:, 8:].any(axis=1)) + 1
-    return [rows for rows in np.split(data.rows, ends) if len(rows)]
-
-
-def arrays_of(rows):
-    """Rows, [n, 10], as the arrays of a file, with D4RL's names: states, torque in N m, rewards as
-    Pendulum gives them, next states; whether a state was terminal; whether time was over."""
-    state, action, reward, next_state, terminal, timeout = np.split(rows, [3, 4, 5, 8, 9], axis=1)
-    return {"observations": state, "actions": action, "rewards": reward[:, 0],
-            "next_observations": next_state, "terminals": terminal[:, 0] > 0,
-            "timeouts": timeout[:, 0] > 0}
-
-
-def save_dataset(path, data):
-    """Write the rows as npz."""
-    with whole_file(path) as file:
-        np.savez_compressed(file, **arrays_of(data.rows))
-
-
-def load_dataset(path, as_printed=()):
-    """The Data in an npz file like save_dataset's; UserError where it is not of this Pendulum."""
-    data = Data(as_printed)
-    with reading(path), np.errstate(over="ignore"):
-        file = np.load(read_zip(path), allow_pickle=False)
-        if any(name.endswith("data.pkl") for name in file.files):
-            raise UserError("is an agent, not a dataset")
-        missing = arrays_of(data.rows).keys() - set(file.files)
-        if missing:
-            raise UserError(f"lacks {', '.join(sorted(missing))}")
-        n = file["rewards"].size
-        arrays = arrays_of(np.empty([n, 10], np.float32))
-        for name, wanted in arrays.items():
-            found = file[name]                                          # each access unpacks
-            if (found.shape, found.dtype.kind) != (wanted.shape, wanted.dtype.kind):
-                raise UserError(f"{name} is {found.dtype} {[*found.shape]}; "
-                                f"it must be {wanted.dtype} {[*wanted.shape]}")
-            arrays[name] = found
-        if n < BATCH:
-            raise UserError(f"{n} rows; a batch draws {BATCH} different ones")
-        data.rows = np.column_stack([*arrays.values()]).astype(np.float32)
-    return data
-
-
-def check_pendulum(path, data):
-    """UserError for the first row that Pendulum cannot give: reward and next state follow from
-    state and torque. A notice where rows are not whole episodes in order, as --last needs them."""
-    arrays = arrays_of(data.rows)
-    state, torque = data.rows[:, :3].astype(float), data.rows[:, 3].astype(float)
-    reward, next_state = pendulum(state, torque)
-    right = np.column_stack([                           # [n, 5]; float32 rounds to 1e-5
-        np.isclose(np.hypot(state[:, 0], state[:, 1]), 1, atol=1e-4) & (abs(state[:, 2]) <= 8),
-        abs(torque) <= 2,
-        np.isclose(arrays["rewards"], reward, atol=1e-4),
-        np.isclose(arrays["next_observations"], next_state, atol=1e-4).all(axis=1),
-        ~arrays["terminals"]])                          # a time limit belongs in timeouts
-    if not right.all():
-        row = right.all(axis=1).argmin()
-        name = [*arrays][right[row].argmin()]
-        raise UserError(f"{path}: row {row} of {name}, {arrays[name][row]}, is not what Pendulum "
-                        f"gives for its state and torque (N m)")
-    ends = arrays["terminals"] | arrays["timeouts"]
-    follows = (data.rows[:-1, 5:8] == data.rows[1:, :3]).all(axis=1)
-    if not (follows | ends[:-1]).all() or not ends[-1]:
-        say(f"note: {path}: rows are not whole episodes in order; --last and returns mean little")
-
-
-def pendulum(state, torque):
-    """Pendulum-v1's formulas for many states: [n, 3], [n] -> reward [n], next_state [n, 3]. (If you
-    change MyWrapper's, change them here, too.)"""
-    angle = np.arctan2(state[:, 1], state[:, 0])
-    speed = state[:, 2]
-    reward = -(angle ** 2 + 0.1 * speed ** 2 + 0.001 * torque ** 2)
-    # gravity 10 m/s^2, length 1 m, mass 1 kg, a step of 0.05 s
-    speed = np.clip(speed + (15 * np.sin(angle) + 3 * torque) * 0.05, -8, 8)
-    angle = angle + 0.05 * speed
-    return reward, np.stack([np.cos(angle), np.sin(angle), speed], axis=1)
-
-
-# ---- Behaviour cloning ----
 class BC(SAC):
-    """A student that imitates; ours, not the page's. Its policy learns to give the data's torques
-    and knows no reward: the yardstick for what imitation alone returns."""
+    """Behaviour cloning, a student that imitates; ours, not the page's. Its policy learns to give
+    the data's torques and knows no reward: the yardstick for what imitation alone returns."""
 
     class ModelValue(SAC.ModelValue):
         """No critic: it promises NaN."""
@@ -770,112 +360,697 @@ class BC(SAC):
         self.optimizer_action.step()
 
 
+def train_teacher(teacher, data, epochs, run):
+    """The page's online loop. run.steps is range(epochs) behind a progress bar. run.test prints the
+    mean return of 10 episodes, and beside it what the critic promised and what was delivered (see
+    evaluate). Page: random starts; ours are the same 10 at every test."""
+    for epoch in run.steps("teacher", teacher, epochs):
+        data.update_data(teacher)
+        for i in range(UPDATES):
+            teacher.train(*data.get_sample())
+
+        if epoch % 10 == 0 or epoch == epochs - 1:
+            run.test(epoch)
+
+
+def train_student(student, data, steps, run):
+    """The page's offline loop: nothing is added to the data."""
+    for i in run.steps("student", student, steps):
+        student.train(*data.get_sample())
+
+        if i % 2000 == 0 or i == steps - 1:
+            run.test(i)
+
+
+def evaluate(agent, seeds):
+    """Play an episode in `env` for each seed: returns, promised, delivered, [episodes] each.
+    Promised is the smaller critic's value of the first torque, with the entropy bonus of later
+    steps; delivered is what it pays, see discounted. A seed fixes an episode's start and noise, and
+    afterwards all chance is what it was before: a test changes nothing in training."""
+    returns, promised, delivered = [], [], []
+    with chance_kept():
+        for seed in seeds:
+            state = seed_everything(seed)
+            action = agent.get_action(state)
+            rewards, terminal = play_on(agent, action)
+            returns.append(sum(rewards))
+            promised.append(least_value(agent, state, action).item())
+            delivered.append(discounted(rewards, terminal))
+    return np.array(returns), np.array(promised), np.array(delivered)
+
+
+def discounted(rewards, terminal=False):
+    """What rewards, [T], deliver in the critics' unit: their discounted sum after scaling. Behind a
+    time limit the mean of the last 20 goes on for ever; so no policy can deliver more than 100."""
+    scaled = (np.array(rewards) + SCALE) / SCALE
+    delivered = GAMMA ** np.arange(len(scaled)) @ scaled
+    if terminal or GAMMA == 1:                          # at 1 nothing finite could go on
+        return delivered
+    return delivered + GAMMA ** len(scaled) / (1 - GAMMA) * scaled[-20:].mean(axis=0)
+
+
+def main(argv=()):
+    """The story: a teacher learns online, its data are frozen, a student learns from them alone.
+    argv is a list of options, as typed behind the script's name."""
+    options = parse_options(argv)
+    if options.play:
+        play(options.play, options.seed)
+        return
+
+    if options.resume:
+        options = saved_options(options.resume)
+    AS_PRINTED.clear()
+    AS_PRINTED.update(options.as_printed)
+    if options.dataset:                                 # no teacher: somebody's recording
+        data = choose_episodes(load_dataset(options.dataset), options)
+    run = open_run(options, argv)
+    try:
+        if not options.dataset:
+            data = Data()
+            if options.last != 0:                       # --last 0: random torques alone
+                seed_everything(options.seed)
+                teacher = SAC()
+                train_teacher(teacher, data, options.epochs, run)
+                run.finish(teacher)
+            data = choose_episodes(data, options)       # all, without --last and --random
+        save_dataset(run.out / "dataset.npz", data)
+
+        data.freeze()
+        seed_everything(options.seed)
+        if options.student == "cql":
+            student = CQL()
+            student.weight = options.weight
+        else:
+            student = {"sac": SAC, "bc": BC}[options.student]()
+        train_student(student, data, options.steps, run)
+        run.finish(student)
+        report(run, data, student)
+    except KeyboardInterrupt:
+        say(f"stopped; to go on: {command('--resume', run.out)}")
+        raise
+
+
+# ---- The story ends here. What main calls follows, in its order: the command line ----
+def parse_options(argv):
+    """The options; argparse ends the program with one line where they make no sense."""
+    parser = argparse.ArgumentParser("cql_pendulum.py", usage=argparse.SUPPRESS, allow_abbrev=False)
+    add = parser.add_argument
+    add("--seed", type=int, default=0, help="of all chance (%(default)s)")
+    add("--epochs", type=int, default=100, help="of the teacher (%(default)s)")
+    add("--steps", type=int, default=50_000, help="the student's updates (%(default)s)")
+    add("--student", choices=["cql", "sac", "bc"], default="cql",
+        help="sac: the same without penalty; bc: clones the data's torques (%(default)s)")
+    add("--weight", type=float, default=WEIGHT, help="of CQL's penalty (%(default)s)")
+    add("--as-printed", nargs="*", action="extend", choices=[*ERRATA], metavar="NAME",
+        help=f"restore the page's errata: {', '.join(ERRATA)}; no name: all of them (none)")
+    add("--last", type=int, metavar="N", help="train on the last N episodes only (all)")
+    add("--random", type=int, default=0, metavar="N",
+        help="put N episodes of random torques before them (%(default)s)")
+    add("--dataset", metavar="FILE", help="no teacher: use this dataset.npz")
+    add("--out", metavar="DIR", help="a new folder for the results (in runs/)")
+    add("--resume", metavar="DIR", help="go on with the run in this folder")
+    add("--play", metavar="FILE", help="animate an episode of a saved agent")
+    options = parser.parse_args(argv)
+
+    given = {word.split("=")[0].strip("-") for word in argv if word.startswith("--")}
+    if options.resume and given != {"resume"}:
+        parser.error("--resume has the options of that run; leave out all others")
+    if options.play and given - {"play", "seed"}:
+        parser.error("--play takes --seed alone; leave out all others")
+    if "epochs" in given and (options.dataset or options.last == 0):
+        parser.error("--dataset and --last 0 need no teacher; leave out --epochs")
+    if options.student != "cql" and "weight" in given:
+        parser.error("--weight is for --student cql; leave it out")
+    if options.last == 0 and options.random == 0:
+        parser.error("--last 0 leaves no data; add --random N")
+    most = CAPACITY // EPISODE
+    ranges = {"seed": (0, 2 ** 32 - 1), "epochs": (1, 10 ** 9), "steps": (1, 10 ** 9),
+              "weight": (0, 10 ** 9), "random": (0, most),
+              "last": (0, 10 ** 9 if options.dataset else min(options.epochs, most))}
+    for name, (least, most) in ranges.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            parser.error(f"--{name} {value}: give a number from {least} to {most}")
+    for name in ("dataset", "out", "resume", "play"):
+        if getattr(options, name):
+            setattr(options, name, pathlib.Path(getattr(options, name)).expanduser())
+    if options.as_printed is None:
+        options.as_printed = [*AS_PRINTED]              # what the file says
+    elif not options.as_printed:
+        options.as_printed = [*ERRATA]
+    return options
+
+
+def command(*words):
+    """The shell's line that starts this program with these words; in a notebook Python's."""
+    words = [str(word) for word in words]
+    if "ipykernel" in sys.modules or hasattr(sys, "ps1"):
+        return f"main({words})"
+    return shlex.join([sys.executable, sys.argv[0], *words])
+
+
+def play(file, seed):
+    """Play an episode with a saved agent, print its return, and write the animation to FILE.gif."""
+    agent = load_agent(file)
+    seed_everything(seed)
+    frames = []
+    with optional("no animation"):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")           # pygame draws without a window
+        from PIL import Image
+        env.render()
+        env.show = lambda: frames.append(Image.fromarray(env.render()[::2, ::2]))   # half the size
+    try:
+        say(f"return {agent.test(play='show' in vars(env)):.1f}")
+    finally:
+        vars(env).pop("show", None)
+    if frames:
+        with whole_file(f"{file}.gif") as animation:
+            frames[0].save(animation, "GIF", append_images=frames[1:], save_all=True, duration=50,
+                           loop=0)
+        say(f"animation: {file}.gif")
+
+
+# ---- The run and its folder ----
+def open_run(options, argv):
+    """A Run in the folder that --resume names; or in a new one, --out or the next that is free in
+    runs/, in which config.json keeps what was typed, the constants and the versions."""
+    if options.resume:
+        return Run(options.resume, options.seed)
+    for k in itertools.count(1):
+        out = options.out or pathlib.Path("runs", f"{options.student}-seed{options.seed}-{k}")
+        try:
+            out.mkdir(parents=True)
+            break
+        except OSError as error:
+            if out.exists() and not options.out:
+                continue                                # another run's: try the next
+            advice = "give a new folder with --out"
+            if (out / "config.json").exists():
+                advice += f", or go on with the run in it: {command('--resume', out)}"
+            raise UserError(f"{out}: {error.strerror}; {advice}") from None
+    versions = {package.__name__: package.__version__ for package in (gym, np, torch)}
+    config = {"argv": [*argv], "as_printed": sorted(AS_PRINTED), "constants": constants(),
+              "versions": versions}
+    with whole_file(out / "config.json") as file:
+        file.write(json.dumps(config, indent=1).encode())
+    return Run(out, options.seed)
+
+
+def saved_options(folder):
+    """The options of the run in a folder. Its constants are used, even if this file has others by
+    now: a note says which."""
+    with reading(folder / "config.json"):
+        config = json.loads((folder / "config.json").read_text())
+        here = constants()
+        edited = {name: x for name, x in config["constants"].items() if here.get(name, x) != x}
+        globals().update(edited)
+        options = parse_options(config["argv"])
+        options.as_printed = config["as_printed"]
+    if edited:
+        say("note: this run goes on with its own " + ", ".join(
+            f"{name} {x} (here {here[name]})" for name, x in edited.items()))
+    options.resume = folder
+    if (folder / "dataset.npz").exists():               # the teacher is done, its episodes chosen
+        options.dataset, options.last, options.random = folder / "dataset.npz", None, 0
+    return options
+
+
+def constants():
+    """The constants at the top of this file: all numbers in capitals."""
+    return {name: x for name, x in globals().items()
+            if name.isupper() and isinstance(x, (int, float))}
+
+
+class Run:
+    """Tests an agent while it trains, and logs the tests. In the folder `out`, if it has one
+    (None: none), each test writes log.csv and a checkpoint, from which another Run of this folder
+    goes on: a student from its last test; a teacher, a minute's work, starts again."""
+
+    def __init__(self, out, seed):
+        self.out, self.seed = out, seed
+        self.log, self.returns = [], {}     # a dict for each test; of 100 final episodes by who
+        self.saved, self.warned = None, False
+        if out and (out / "checkpoint.pt").exists():
+            self.saved = read_agent(out / "checkpoint.pt")
+
+    def starts(self, purpose, n):
+        """Seeds of n starts for a purpose (0: tests, 1: final episodes), alike for all agents."""
+        return np.random.SeedSequence([self.seed, purpose]).generate_state(n).tolist()
+
+    def steps(self, stage, agent, total):
+        """range(total) behind a progress bar, or what a resumed student has left of it: agent and
+        all chance then become what they were at the last test."""
+        self.stage, self.agent = stage, agent
+        self.begun, done = time.monotonic(), 0
+        if stage == "student" and self.saved:
+            with reading(self.out / "checkpoint.pt"):
+                self.log, self.returns = self.saved["log"], self.saved["returns"]
+                done = self.saved["done"]               # 0: the teacher's last checkpoint
+                if done:
+                    restore_agent(agent, self.saved)
+                    set_chance(self.saved["chance"])
+                    self.begun -= self.log[-1]["seconds"]
+        self.saved = None
+        if AS_PRINTED:
+            say(f"as printed: {', '.join(sorted(AS_PRINTED))}")
+        unit = "epoch" if stage == "teacher" else "update"
+        say(f"{stage}{unit:>8}    return  promised  delivered")
+        todo = range(done, total)
+        with optional("no progress bars"):
+            import tqdm
+            todo = tqdm.tqdm(todo, stage, total, initial=done, disable=None, leave=False)
+        return todo
+
+    def test(self, step):
+        """Play the test's 10 episodes; log their means, save, and print them. UserError if the
+        agent has diverged: its last checkpoint stays."""
+        row = {"stage": self.stage, "step": step}
+        for name, x in zip(("return", "promised", "delivered"),
+                           evaluate(self.agent, self.starts(0, 10))):
+            row[name] = round(float(x.mean()), 3)
+        row["seconds"] = round(time.monotonic() - self.begun, 1)
+        row["temperature"] = round(self.agent.alpha.exp().item(), 6)
+        row |= {name: round(float(x), 6) for name, x in self.agent.logged.items()}
+        promises = not isinstance(self.agent, BC)
+        if not math.isfinite(row["return"]) or promises and not math.isfinite(row["promised"]):
+            raise UserError(f"the {self.stage} has diverged, at {step}: return {row['return']}, "
+                            f"promised {row['promised']}; try another --seed or a lighter --weight")
+        self.log.append(row)
+        self.save()
+        promised = f"{row['promised']:8.2f}" if promises else "       -"
+        say(f"{self.stage}{step:8d}  {row['return']:8.1f}  {promised}  {row['delivered']:9.2f}")
+        if promises and self.stage == "student":
+            self.warn(row["promised"])
+
+    def warn(self, promised):
+        """Say once that a promise has left what is possible: that needs no episode to be seen."""
+        least, most = possible()
+        other = "cql" if promised > most else "bc, a lighter --weight"
+        if not self.warned and not least <= promised <= most:
+            self.warned = True
+            say(f"note: promised {promised:.0f}, but a policy delivers {least:.0f} to {most:.0f}; "
+                f"try --student {other} or data with more noise in its torques")
+
+    def finish(self, agent):
+        """Save an agent that has learned all it will, and the returns of its 100 final episodes."""
+        self.returns[f"the {self.stage}"] = evaluate(agent, self.starts(1, 100))[0].tolist()
+        self.save()
+        if self.out:
+            save_agent(self.out / f"{self.stage}.pt", agent)
+
+    def save(self):
+        """Write log.csv and checkpoint.pt."""
+        if not self.out:
+            return
+        names = [*dict.fromkeys(name for row in self.log for name in row)]
+        lines = [names] + [[str(row.get(name, "")) for name in names] for row in self.log]
+        with whole_file(self.out / "log.csv") as file:
+            file.write("".join(",".join(line) + "\n" for line in lines).encode())
+        done = self.log[-1]["step"] + 1 if self.stage == "student" else 0
+        save_agent(self.out / "checkpoint.pt", self.agent, done=done, log=self.log,
+                   returns=self.returns, chance=get_chance())
+
+
+# ---- The one world: chance, and steps of env ----
+def seed_everything(seed):
+    """Seed all chance, and start an episode in env: its state, float32 [3]."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)                                # for an agent of your own
+    env.unwrapped.np_random, _ = gym.utils.seeding.np_random(seed)
+    return env.reset()
+
+
+@contextlib.contextmanager
+def chance_kept():
+    """Whatever is drawn inside, afterwards all chance is what it was before."""
+    kept = get_chance()
+    try:
+        yield
+    finally:
+        set_chance(kept)
+
+
+def get_chance():
+    """The states of all generators."""
+    name, keys, *rest = np.random.get_state()
+    return {"torch": torch.get_rng_state(), "random": random.getstate(),
+            "numpy": [name, keys.tolist(), *rest],
+            "env": env.unwrapped.np_random.bit_generator.state}
+
+
+def set_chance(states):
+    """Put back what get_chance returned."""
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["random"])
+    np.random.set_state(states["numpy"])
+    env.unwrapped.np_random.bit_generator.state = states["env"]
+
+
+def start_from(state):
+    """Start an episode of env in a state (cos angle, sin angle, speed)."""
+    env.reset()
+    env.unwrapped.state = np.array([math.atan2(state[1], state[0]), state[2]])
+
+
+def step_from(state, torque):
+    """One step of env from a state, [3]: reward, next state, whether that is terminal."""
+    with chance_kept():
+        start_from(state)
+        next_state, reward, over, info = env.step([torque])
+    return reward, next_state, over and not info.get("timeout", False)
+
+
+def play_on(agent, action):
+    """Apply a torque in env's present state, then the agent's, until the episode is over: the list
+    of rewards, and whether the last state is terminal."""
+    rewards = []
+    while True:
+        state, reward, over, info = env.step([action])
+        rewards.append(float(reward))
+        if over:
+            return rewards, not info.get("timeout", False)
+        action = agent.get_action(state)
+
+
+def possible():
+    """The least and the most that any policy can deliver: the reward of the worst state and torque,
+    hanging at full speed, and of the best, for ever."""
+    worst, _, _ = step_from([-1, 0, 8], TORQUE)
+    best, _, _ = step_from([1, 0, 0], 0)
+    for_ever = 1 / (1 - GAMMA) if GAMMA < 1 else math.inf
+    return float(worst + SCALE) / SCALE * for_ever, float(best + SCALE) / SCALE * for_ever
+
+
+@torch.no_grad()
+def least_value(agent, state, action):
+    """The smaller critic's value of torques in states, [b, 3], [b, 1] -> [b, 1]."""
+    state = torch.as_tensor(state, dtype=torch.float32).reshape(-1, 3)
+    action = torch.as_tensor(action, dtype=torch.float32).reshape(-1, 1)
+    return torch.min(agent.model_value1(state, action), agent.model_value2(state, action))
+
+
+class Tuples(collections.abc.Sequence):
+    """The rows of a Data as the page's tuples, each made when it is asked for."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        columns = self.data._columns(self.data.rows[[i]])
+        state, action, reward, next_state, over = (column[0] for column in columns)
+        return state.numpy(), action.item(), reward.item(), next_state.numpy(), bool(over)
+
+
+# ---- Agents in files ----
+def save_agent(file, agent, **more):
+    """Write what going on with an agent needs (networks, optimizers, tensors, numbers, words), and
+    `more`. A note names the attributes that are not kept."""
+    state, lost = {}, []
+    for name, part in vars(agent).items():
+        if hasattr(part, "state_dict"):
+            state[name] = part.state_dict()
+        elif isinstance(part, np.number):
+            state[name] = part.item()
+        elif part is None or torch.is_tensor(part) or isinstance(part, (bool, int, float, str)):
+            state[name] = part
+        elif name != "logged":
+            lost.append(f"{name} ({type(part).__name__})")
+    if lost:
+        note(f"{file} does not keep {', '.join(lost)}; torch.nn.ModuleList and tensors are kept")
+    content = io.BytesIO()                      # torch's own writer hides what a full disk says
+    torch.save({"class": type(agent).__name__, "state": state, **more}, content)
+    with whole_file(file) as opened:
+        opened.write(content.getvalue())
+
+
+def load_agent(file):
+    """The agent in a file of save_agent, of SAC or any class made of it, found by its name;
+    UserError where there is none. No code in the file runs."""
+    saved = read_agent(file)
+    classes, known = [SAC], {}
+    for found in classes:
+        classes += found.__subclasses__()
+        known[found.__name__] = found                   # of two with one name the newer
+    with reading(file):
+        if saved["class"] not in known:
+            raise UserError(f"holds a {saved['class']}, which is not defined here; import the file "
+                            f"that defines it, and call load_agent in Python")
+        agent = known[saved["class"]]()
+        restore_agent(agent, saved)
+    return agent
+
+
+def read_agent(file):
+    """The dict that save_agent wrote; UserError where there is none."""
+    with reading(file):
+        return torch.load(read_zip(file), weights_only=True)
+
+
+def restore_agent(agent, saved):
+    """Put what save_agent wrote into an agent of the same layers."""
+    for name, part in saved["state"].items():
+        if isinstance(part, dict):
+            getattr(agent, name).load_state_dict(part)
+        elif torch.is_tensor(getattr(agent, name, None)):
+            getattr(agent, name).data.copy_(part)       # the optimizer holds this very tensor
+        else:
+            setattr(agent, name, part)
+
+
+# ---- Datasets ----
+def choose_episodes(data, options):
+    """A new Data: --random episodes of random torques, then the --last ones; else UserError."""
+    found = episodes(data)
+    last = len(found) if options.last is None else options.last
+    if last > len(found):
+        raise UserError(f"--last {last}: the data has {len(found)} episodes")
+    chosen = Data()
+    random_agent = types.SimpleNamespace(get_action=lambda state: random.uniform(-TORQUE, TORQUE))
+    seed_everything(options.seed)
+    for _ in range(options.random):
+        chosen.update_data(random_agent)
+    chosen.rows = np.concatenate([chosen.rows, *found[len(found) - last:]])
+    return chosen
+
+
+def episodes(data):
+    """The rows of a Data split into episodes, oldest first."""
+    ends = np.flatnonzero(data.rows[:, 8:].any(axis=1)) + 1
+    return [rows for rows in np.split(data.rows, ends) if len(rows)]
+
+
+def save_dataset(file, data):
+    """Write the rows as npz, with D4RL's names: states, torques in N m, rewards as Pendulum gives
+    them, next states; flags: whether a state was terminal, whether the time was over."""
+    columns = np.split(data.rows, [3, 4, 5, 8, 9], axis=1)
+    state, action, reward, next_state, terminal, timeout = columns
+    with whole_file(file) as opened:
+        np.savez_compressed(opened, observations=state, actions=action, rewards=reward[:, 0],
+                            next_observations=next_state, terminals=terminal[:, 0] > 0,
+                            timeouts=timeout[:, 0] > 0)
+
+
+def load_dataset(file):
+    """The Data in an npz file like save_dataset's. Rewards and flags may have the shape [n] or
+    [n, 1], flags any type of 0 and 1. UserError where the rows are not env's."""
+    data = Data()
+    widths = {"observations": 3, "actions": 1, "rewards": 1, "next_observations": 3, "terminals": 1,
+              "timeouts": 1}
+    with reading(file), np.errstate(over="ignore"):
+        if pathlib.Path(file).read_bytes()[:4] == b"\x89HDF":
+            raise UserError("is HDF5, not npz; README says how to convert it")
+        found = np.load(read_zip(file), allow_pickle=False)
+        missing = widths.keys() - set(found.files)
+        if missing:
+            raise UserError(f"lacks {', '.join(sorted(missing))}")
+        columns, n = [], len(found["rewards"])
+        for name, width in widths.items():
+            array = found[name]                                         # each access unpacks
+            if array.dtype.kind not in "biuf" or len(array) != n or array.size != n * width:
+                raise UserError(f"{name} is {array.dtype} {[*array.shape]}; it must be numbers, "
+                                f"[{n}, {width}]")
+            if name in ("terminals", "timeouts") and not np.isin(array, (0, 1)).all():
+                raise UserError(f"{name} must be 0 and 1")
+            columns.append(array.reshape(n, width))
+        if n < BATCH:
+            raise UserError(f"{n} rows; a batch draws {BATCH} different ones")
+        data.rows = np.concatenate(columns, axis=1).astype(np.float32)
+    check_pendulum(file, data.rows)
+    return data
+
+
+def check_pendulum(file, rows):
+    """UserError for the first row that env does not give, with its usual cause and the remedy. A
+    notice where rows are not whole episodes in order, as --last needs them."""
+    found = np.array([np.hstack(step_from(row[:3], row[3])) for row in rows.astype(float)])
+    right = (np.isclose(rows[:, 4:9], found, atol=1e-4).all(axis=1)     # float32 rounds to 1e-5
+             & np.isclose(np.hypot(rows[:, 0], rows[:, 1]), 1, atol=1e-4)
+             & (abs(rows[:, 3]) <= TORQUE))
+    if not right.all():
+        row = right.argmin()
+        raise UserError(f"{file}: row {row} is not what env gives: {cause(rows, row)}")
+    ends = rows[:, 8:].any(axis=1)
+    follows = (rows[:-1, 5:8] == rows[1:, :3]).all(axis=1)
+    if not (follows | ends[:-1]).all() or not ends[-1]:
+        say(f"note: {file}: rows are not whole episodes in order; --last and returns mean little")
+
+
+def cause(rows, i):
+    """The usual explanation that fits a wrong row, and what to do."""
+    state, torque, reward, next_state, flags = np.split(rows[i].astype(float), [3, 4, 5, 8])
+    reward_here, state_here, _ = step_from(state, torque)
+    same_reward = np.isclose(reward, reward_here, atol=1e-4)
+    same_state = np.isclose(next_state, state_here, atol=1e-4)              # [3]
+    scaled = np.hstack(step_from(state, TORQUE * torque)[:2])
+    if not np.isclose(np.hypot(state[0], state[1]), 1, atol=1e-4):
+        return "observations must be (cos angle, sin angle, speed in rad/s), not scaled"
+    if abs(torque) > TORQUE:
+        return f"a torque of {torque.item():.3f}; clip actions to {TORQUE:g} N m, as env does"
+    if same_reward and same_state.all():
+        return "its state is no end; a time limit belongs in timeouts, not in terminals"
+    if reward == 0 and i > 0 and rows[i - 1, 8:].any():
+        return "a vector environment's row of a reset; drop the row behind each end"
+    if same_reward and flags.any():
+        return "its next state is the next episode's first; the last state is in final_obs"
+    if np.allclose(rows[i, 4:8], scaled, atol=1e-4):
+        return f"torques are divided by {TORQUE:g}; multiply actions by {TORQUE:g}, to N m"
+    if same_reward and same_state[2] and abs(next_state[2]) == 8:
+        return "its angle follows the speed before that is cut at 8, as in Pendulum-v0; use -v1"
+    if same_state.all():
+        return f"reward {reward.item():.4f}, here {reward_here:.4f}; undo it, or change MyWrapper's"
+    if same_reward:
+        return "another pendulum moved it; make its changes (gravity, mass) in MyWrapper, too"
+    return "neither reward nor next state follow from state and torque (N m)"
+
+
 # ---- The report: table and picture ----
 def report(run, data, student):
     """Print the returns of the data, the teacher and the student; write curves.png."""
-    seeds = run.starts(1, 100)
-    returns = {"the data": [float(rows[:, 4].sum()) for rows in episodes(data)]}
-    if (run.out / "teacher.pt").exists():
-        returns["the teacher"] = evaluate(load_agent(run.out / "teacher.pt"), seeds)[0]
-    returns["the student"] = evaluate(student, seeds)[0]
+    found = episodes(data)
+    returns = {"the data": [float(rows[:, 4].sum()) for rows in found], **run.returns}
     say(f"\n{'return of an episode':<22} episodes      mean  std. error     worst      best")
     for who, x in returns.items():
         error = np.std(x, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
         say(f"{who:<22}{len(x):>9}{np.mean(x):>10.1f}{error:>12.1f}{min(x):>10.1f}{max(x):>10.1f}")
+    lengths = [len(rows) for rows in found]
+    if {*lengths} != {EPISODE}:
+        say(f"note: the data's episodes have {min(lengths)} to {max(lengths)} steps, the limit is "
+            f"{EPISODE} here: returns of other lengths cannot be compared")
     minutes = {row["stage"]: row["seconds"] / 60 for row in run.log}    # of a stage's last test
     say("minutes: " + ", ".join(f"{stage} {x:.1f}" for stage, x in minutes.items()))
 
-    if optional("matplotlib", "no curves.png"):
+    with optional("no curves.png"):
+        if "matplotlib" not in sys.modules:
+            os.environ.pop("MPLBACKEND", None)          # a notebook hands its own to `!python`
         from matplotlib.figure import Figure
-        figure = Figure(figsize=(13, 7.5), layout="constrained")
-        tests, torques = figure.subfigures(2, 1)
-        draw_tests(tests, run.log, np.mean(returns["the data"]))
-        draw_torques(torques, data, student)
+        figure = Figure(figsize=(17, 8), layout="constrained")
+        above, below = figure.subfigures(2, 1)
+        draw_tests(above, run.log, np.mean(returns["the data"]))
+        draw_critic(below, data, student)
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
         with whole_file(run.out / "curves.png") as file:
-            figure.savefig(file, format="png")
+            file.write(content.getvalue())
     say(f"all files: {run.out}")
 
 
 def draw_tests(figure, log, data_mean):
-    """Returns of teacher and student, and what the student promised and delivered."""
-    teacher, student, promise = figure.subplots(1, 3)
-    taught = [row for row in log if row["stage"] == "teacher"]
-    learned = [row for row in log if row["stage"] == "student"]
-    updates = [row["step"] for row in learned]
-    teacher.plot([row["step"] for row in taught], [row["return"] for row in taught], "o-C0", ms=4)
+    """Returns of teacher and student; what the student promised and delivered; its penalty."""
+    teacher, student, promised, penalty = figure.subplots(1, 4)
+
+    def curve(axes, stage, name, style, label=None):
+        rows = [row for row in log if row["stage"] == stage and name in row]
+        axes.plot([row["step"] for row in rows], [row[name] for row in rows], style, ms=4,
+                  label=label)
+
+    curve(teacher, "teacher", "return", "o-C0")
     teacher.set(title="Teacher, online", xlabel="epoch", ylabel="return of an episode")
-    student.plot(updates, [row["return"] for row in learned], "o-C1", ms=4, label="student")
+    curve(student, "student", "return", "o-C1", "student")
     student.axhline(data_mean, color="0.4", ls="--", label="the data")
-    if taught:                                                          # from the same 10 starts
-        student.axhline(taught[-1]["return"], color="C0", ls="--", label="the teacher's last test")
     student.set(title="Student, offline", xlabel="update", ylabel="return of an episode")
-    promise.plot(updates, [row["promised"] for row in learned], "o-C3", ms=4, label="promised")
-    promise.plot(updates, [row["delivered"] for row in learned], "s-C2", ms=4, label="delivered")
-    promise.axhline(1 / (1 - GAMMA), color="k", ls="-.", label="the most possible")
-    promise.set(title="Promised and delivered", xlabel="update",
-                ylabel=f"discounted sum of (reward + {SCALE}) / {SCALE}")
-    student.legend(fontsize="small")
-    promise.legend(fontsize="small")
-
-
-def draw_torques(figure, data, student):
-    """Three states of the data, and in each what every torque promises and delivers."""
-    angle = np.arctan2(data.rows[:, 1], data.rows[:, 0])
-    speed = data.rows[:, 2]
-    upright = np.argmin(angle ** 2 + (speed / 8) ** 2)
-    swinging = np.argmax(abs(speed))
-    hanging = np.argmin((math.pi - abs(angle)) ** 2 + (speed / 8) ** 2)
-    panels = figure.subplots(1, 3, sharey=True)
-    for axes, row in zip(panels, (upright, swinging, hanging)):
-        draw_state(axes, data, student, data.rows[row, :3])
-        axes.set(title=f"{np.degrees(angle[row]):.0f} degrees from upright, {speed[row]:.1f} rad/s",
-                 xlabel="torque of this step (N m); then the policy's")
-    panels[0].set_ylabel(f"discounted sum of (reward + {SCALE}) / {SCALE}")
-    panels[0].legend(fontsize="small")
+    curve(promised, "student", "promised", "o-C3", "promised")
+    curve(promised, "student", "delivered", "s-C2", "delivered")
+    for limit in filter(math.isfinite, possible()):
+        promised.axhline(limit, color="k", ls="-.", lw=1)
+    promised.set(title="Promise, delivery; lines: what is possible", xlabel="update",
+                 ylabel=f"discounted sum of (reward + {SCALE}) / {SCALE}")
+    curve(penalty, "student", "penalty", "o-C4", "penalty: logsumexp minus Q of the data")
+    curve(penalty, "student", "squared_error", "s-C5", "squared error")
+    curve(penalty, "student", "temperature", "^-C6", "temperature")
+    penalty.set(title="A critic's last update", xlabel="update")
+    penalty.set_yscale("symlog", linthresh=0.01)                    # the penalty may be negative
+    for axes in (student, promised, penalty):
+        axes.legend(fontsize="small")
 
 
 @torch.no_grad()
-def draw_state(axes, data, student, state):
-    """Over 41 torques in a state, [3]: what the critic promises, and what each torque and then the
-    student's policy deliver, a mean of 20 episodes; below them the data's torques near here."""
-    torques = np.linspace(-TORQUE, TORQUE, 41)
-    states = torch.tensor(state).expand(41, 3)
-    promised = least_value(student, states, torch.from_numpy(torques).float()[:, None])
-    delivered = [deliver(student, np.tile(state, (20, 1)), np.full(20, x)).mean() for x in torques]
-    near = (abs(data.rows[:, :3] - state) < 0.3).all(axis=1)
-    own = TORQUE * student.model_action.gaussian(states[:1]).mean.tanh()
+def draw_critic(figure, data, student):
+    """The policy's torque over angle and speed, the critic's promise for it, both with the data's
+    states as dots; and one state, in which each torque's promise stands beside its delivery."""
+    policy, critic, one_state = figure.subplots(1, 3)
+    angle, speed = np.meshgrid(np.linspace(-math.pi, math.pi, 91), np.linspace(-8, 8, 81))
+    states = np.stack([np.cos(angle), np.sin(angle), speed], axis=2).reshape(-1, 3)     # [b, 3]
+    states = torch.tensor(states, dtype=torch.float32)
+    torque = student.model_action.mean_action(states)                                   # [b, 1]
+    promised = least_value(student, states, torque)                                     # [b, 1]
+    shown = data.rows[::math.ceil(len(data.rows) / 2000)]
+    for axes, values, title in ((policy, torque, "The policy's mean torque (N m)"),
+                                (critic, promised, "The critic's promise for it")):
+        image = axes.pcolormesh(np.degrees(angle), speed, values.reshape(angle.shape).numpy(),
+                                cmap="coolwarm", shading="nearest")
+        figure.colorbar(image, ax=axes)
+        axes.plot(np.degrees(np.arctan2(shown[:, 1], shown[:, 0])), shown[:, 2], ".k", ms=1.5)
+        axes.set(title=f"{title}; dots: the data", xlabel="angle from upright (degrees)",
+                 ylabel="speed (rad/s)")
+    draw_state(one_state, data, student)
+
+
+def draw_state(axes, data, student):
+    """In the fastest state that has 20 rows of the data near it: what the critic promises for each
+    torque, and what each and then the student deliver in env, a mean of 5 episodes."""
+    def near(state):
+        """The rows whose cos, sin and speed are less than 0.3 from the state's."""
+        return data.rows[(abs(data.rows[:, :3] - state) < 0.3).all(axis=1)]
+
+    some = data.rows[::math.ceil(len(data.rows) / 500), :3]                     # of 500 states
+    some = some[np.argsort(-abs(some[:, 2]))]
+    state = next((state for state in some if len(near(state)) >= 20), some[0])
+    torques = np.linspace(-TORQUE, TORQUE, 21)
+    promised = least_value(student, np.tile(state, (21, 1)), torques)
     axes.plot(torques, promised, "C3", label="promised")
-    axes.plot(torques, delivered, "C2--", label="delivered")
+    axes.plot(torques, [deliver(student, state, torque) for torque in torques], "C2--",
+              label="delivered")
     below = {"clip_on": False, "transform": axes.get_xaxis_transform()}         # y: 0 is the bottom
-    axes.plot(data.rows[near, 3], np.full(near.sum(), 0.03), "|k", label="data near here", **below)
-    axes.plot(own, 0.09, "^C1", label="the policy's torque", **below)
+    axes.plot(near(state)[:, 3], np.full(len(near(state)), 0.03), "|k", label="the data's", **below)
+    own = student.model_action.mean_action(torch.from_numpy(state)[None]).item()
+    axes.plot(own, 0.09, "^C1", label="the policy's mean", **below)
+    axes.set(title=f"In a state: {math.degrees(math.atan2(state[1], state[0])):.0f} degrees from "
+                   f"upright, {state[2]:.1f} rad/s", xlabel="torque of this step (N m)",
+             ylabel=f"discounted sum of (reward + {SCALE}) / {SCALE}")
+    axes.legend(fontsize="small")
 
 
-@torch.no_grad()
-def deliver(agent, state, torque):
-    """What torques and then the agent's policy deliver in states, [n, 3], [n] -> [n], see
-    discounted. The same noise follows whatever the torques are."""
-    rewards = np.empty([EPISODE, len(state)])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for t in range(EPISODE):
-            rewards[t], state = pendulum(state, torque)
-            torque = agent.model_action(torch.from_numpy(state).float())[0][:, 0].numpy()
-    return discounted(rewards)
+def deliver(agent, state, torque, episodes=5):
+    """What a torque in a state, [3], and then the agent deliver in env, see discounted: the mean of
+    some episodes. The same noise follows whatever the torque is."""
+    delivered = []
+    with chance_kept():
+        for seed in range(episodes):
+            seed_everything(seed)
+            start_from(state)
+            delivered.append(discounted(*play_on(agent, torque)))
+    return np.mean(delivered)
 
 
 # ---- What all of the above use ----
 class UserError(ValueError):
     """A user's mistake: the message says in one line what was wrong, where, and what to do."""
-
-
-def check_errata(names):
-    """The errata to restore, as a frozenset; ValueError for a name that is not in ERRATA."""
-    names = frozenset([names] if isinstance(names, str) else names or [])
-    unknown = names - ERRATA.keys()
-    if unknown:
-        raise ValueError(f"no erratum is called {min(unknown)}; there are {', '.join(ERRATA)}")
-    return names
 
 
 def say(line):
@@ -887,52 +1062,52 @@ def say(line):
 
 
 @functools.cache
-def optional(name, without):
-    """An optional package's module; None, after one line of notice, where it cannot be imported."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        say(f"note: {without} ({error})")
+def note(line):
+    """Say something once."""
+    say(f"note: {line}")
 
 
 @contextlib.contextmanager
-def whole_file(path):
-    """A binary file to write, which appears whole or not at all; UserError where it cannot."""
-    part = f"{path}.part"
+def optional(without):
+    """Whatever fails inside, at import or later, costs what it was for and one line of notice."""
     try:
-        with open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        yield
+    except Exception as error:
+        say(f"note: {without} ({type(error).__name__}: {' '.join(str(error).split()):.200})")
+
+
+@contextlib.contextmanager
+def whole_file(file):
+    """A binary file to write, which appears whole or not at all; UserError where it cannot."""
+    part = f"{file}.part"
+    try:
+        with open(part, "wb") as opened:
+            yield opened
+        os.replace(part, file)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{file}: cannot be written ({error.strerror})") from None
     finally:
         if os.path.isfile(part):
             os.unlink(part)
 
 
 @contextlib.contextmanager
-def reading(path):
+def reading(file):
     """Whatever goes wrong in reading a file becomes a UserError that names it."""
     try:
         yield
     except (UserError, OSError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    except MemoryError:
-        raise UserError(f"{path}: not enough memory to read it") from None
+        raise UserError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
     except Exception as error:                  # zips, pickles, arrays, layers and JSON have many
-        raise UserError(f"{path}: is damaged, or does not fit: {error!s:.250}") from None
+        raise UserError(f"{file}: is damaged, or does not fit: {error!s:.250}") from None
 
 
-def read_zip(path):
+def read_zip(file):
     """The content of a .npz or .pt file, which are zip files, once its checksums hold."""
-    content = io.BytesIO(pathlib.Path(path).read_bytes())
+    content = io.BytesIO(pathlib.Path(file).read_bytes())
     with zipfile.ZipFile(content) as members:
-        # no checksum covers a member's folder flag; torch reads a folder as uninitialised memory
-        folders = any(member.external_attr & 16 for member in members.infolist())
-        if folders or members.testzip():
-            raise UserError("damaged")
+        if members.testzip():
+            raise UserError("is damaged")
     content.seek(0)
     return content
 
@@ -945,6 +1120,9 @@ def read_zip(path):
 # ///
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        # pasted into a notebook's cell, the options are the notebook's own
+        main([] if "ipykernel" in sys.argv[0] else sys.argv[1:])
     except UserError as error:
         sys.exit(f"cql_pendulum.py: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -67,8 +67,6 @@ def main():
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures there")
     options = parser.parse_args()
 
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     ours.seed_everything(0)
     data, teacher, student = ours.Data(), ours.SAC(), ours.CQL()
     for _ in range(100):

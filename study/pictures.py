@@ -83,8 +83,6 @@ def three_states(rows):
 
 
 def main():
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     for seed, name in ((0, "torques.png"), (10, "torques10.png")):
         draw_torques(seed, HERE / "results" / name)
         print(HERE / "results" / name)

@@ -22,7 +22,6 @@ import time
 import types
 
 import numpy as np
-import torch
 
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -121,18 +120,11 @@ def make_student(cell, rows):
     """The agent of a cell, seeded as the main job's student is."""
     if cell["kind"] in measure.INTERVENTIONS:
         return measure.make_student(cell["kind"], rows, cell["student"])
-    if cell["kind"] == "cql":
-        ours.WEIGHT = cell["weight"]
     ours.seed_everything(cell["student"])
-    return STUDENTS[cell["kind"]]()
-
-
-def restore_errata(names, agent, data):
-    """What --as-printed does."""
-    getattr(ours, "AS_PRINTED", set()).update(names)
-    for part in (agent, data):              # of a program before it had AS_PRINTED
-        if hasattr(part, "as_printed"):
-            part.as_printed = frozenset(names)
+    student = STUDENTS[cell["kind"]]()
+    if cell["kind"] == "cql":
+        student.weight = cell["weight"]
+    return student
 
 
 # A run
@@ -142,7 +134,6 @@ def train_teacher(cell, epochs=100):
     seed, tests = cell["seed"], []
     ours.seed_everything(seed)
     agent, data = ours.SAC(), ours.Data()
-    restore_errata(cell["as_printed"], agent, data)
     for epoch in range(epochs):
         data.update_data(agent)
         for _ in range(ours.UPDATES):
@@ -165,7 +156,6 @@ def train_student(cell, updates=None):
     data = make_data(cell["data"], seed, teacher)
     data.rows = measure.changed_rows(kind, data.rows, seed, teacher)
     agent = make_student(cell, data.rows)
-    restore_errata(cell["as_printed"], agent, data)
     data.freeze()
     measured = cell["data"] in MEASURED and kind in ("sac", "cql") and seed >= 10
     for i in range(updates):
@@ -191,8 +181,7 @@ def test(step, agent, data, seed):
 
 def run_cell(cell):
     """Train one cell in this process, on one thread, and return its line."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)          # as the program does
+    ours.AS_PRINTED.update(cell["as_printed"])
     begun = time.process_time()
     train = train_teacher if cell["kind"] == "teacher" else train_student
     agent, data, tests, measures = train(cell)
