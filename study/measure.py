@@ -67,7 +67,7 @@ def starts(seeds):
     env = ours.MyWrapper()
     points = []
     for seed in seeds:
-        env.reset(seed=seed)
+        env.unwrapped.reset(seed=seed)
         points.append(env.unwrapped.state)
     return states_of(*np.array(points).T)
 

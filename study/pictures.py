@@ -7,7 +7,6 @@ import pathlib
 import sys
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 HERE = pathlib.Path(__file__).parent
