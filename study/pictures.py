@@ -1,17 +1,20 @@
-"""torques.png and torques10.png: what two students promise and deliver, trained here.
+"""Pictures of two students that are trained here: pendulums.gif, torques.png and torques10.png.
 
-python study/pictures.py    three minutes for each picture, and a minute where there is no teacher
+python study/pictures.py    three minutes for each of two seeds, and one where there is no teacher
 """
 import math
+import os
 import pathlib
 import sys
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import cql_pendulum as ours  # noqa: E402
 import measure  # noqa: E402
 import run  # noqa: E402
 
@@ -20,16 +23,17 @@ PICTURED = 10_001                       # updates: the last test is that of upda
 
 def draw_torques(seed, path):
     """Train sac and cql on a seed's last 10 as its cells do, up to the test at update 10,000, and
-    draw what they promise and deliver: three minutes."""
+    draw what they promise and deliver: three minutes. Returns the two agents."""
     run.MEASURED = []
     if not (run.KEPT / f"{seed}.npz").exists():
         run.train_teacher(run.cell("teacher", seed))
     figure = Figure(figsize=(13, 8.6), dpi=100, layout="constrained")
-    bands = figure.subfigures(2, 1)
+    bands, agents = figure.subfigures(2, 1), []
     for band, kind, words in zip(bands, ("sac", "cql"), ("no penalty", "with the penalty")):
         agent, data, *_ = run.train_student(run.cell(kind, seed, "last 10"), PICTURED)
         returned = measure.play(agent, measure.seeds_of(seed, 1, 100))["return"].mean()
         draw_agent(band, agent, data.rows)
+        agents.append(agent)
         band.suptitle(f"{kind.upper()}, {words}: return {returned:,.0f}", fontsize=17,
                       weight="bold")
     panels = [axes for band in bands for axes in band.axes]
@@ -40,6 +44,7 @@ def draw_torques(seed, path):
                   fontsize=12)
     figure.suptitle(f"The teacher's last 10 episodes (seed {seed}), after {PICTURED - 1:,} updates")
     figure.savefig(path)
+    return agents
 
 
 def draw_agent(figure, agent, rows):
@@ -81,10 +86,45 @@ def three_states(rows):
             "hanging": states[hanging.argmin()]}
 
 
+def draw_pendulums(agents, path):
+    """An episode of sac and of cql side by side, both from hanging still: 200 frames of 0.05 s."""
+    size, films = 240, []
+    for agent in agents:
+        films.append([frame.resize((size, size)) for frame in film(agent)])
+    font = ImageFont.load_default(18)
+    frames = []
+    for pair in zip(*films):
+        frame = Image.new("RGB", (2 * size, size + 30), "white")
+        words = ImageDraw.Draw(frame)
+        for k, (picture, title) in enumerate(zip(pair, ("SAC: no penalty",
+                                                        "CQL: with the penalty"))):
+            frame.paste(picture, (k * size, 30))
+            words.text((k * size + size / 2, 16), title, "black", font, "mm")
+        frames.append(frame.quantize(32))
+    frames[0].save(path, append_images=frames[1:], save_all=True, duration=50, loop=0)
+
+
+def film(agent):
+    """A picture of each state of an episode from hanging still."""
+    ours.seed_everything(0)
+    ours.start_from([-1, 0, 0])
+    pictures, over = [], False
+    while not over:
+        pictures.append(Image.fromarray(ours.env.render()))
+        angle, speed = ours.env.unwrapped.state
+        state = [math.cos(angle), math.sin(angle), speed]
+        _, _, over, _ = ours.env.step([agent.get_action(state)])
+    return pictures
+
+
 def main():
+    os.environ["SDL_VIDEODRIVER"] = "dummy"                     # pygame draws without a window
     for seed, name in ((0, "torques.png"), (10, "torques10.png")):
-        draw_torques(seed, HERE / "results" / name)
+        agents = draw_torques(seed, HERE / "results" / name)
         print(HERE / "results" / name)
+        if seed == 0:
+            draw_pendulums(agents, HERE / "results" / "pendulums.gif")
+            print(HERE / "results" / "pendulums.gif")
 
 
 if __name__ == "__main__":
