@@ -28,9 +28,12 @@ MOMENTS = 2000, 4000, 10_000, 20_000, 49_999
 FAILS = 800                  # below its teacher: a student that fails
 CLOSE = 25                   # below its teacher: as good as it
 HIDDEN = 150                 # from the group's IQM: a seed that the IQM hides
+LEAST = (8 - math.pi ** 2 - 0.1 * 8 ** 2 - 0.001 * 2 ** 2) / 8 * 100   # the worst reward for ever
+RECORDED = ("20 drawn", "20 mean", "20 mean + 0.1", "20 mean + 0.25", "20 mean + 0.5",
+            "20 mean + 1", "controller", "controller 1.8", "controller + 0.5", "controller + 1")
 TESTED = "return", "promised", "delivered", "contrast", "gap"          # a test's numbers, in order
 NUMBERS = ("return", "promised", "delivered", "temperature", "entropy bonus", "outside", "coverage",
-           "data mean", "minutes")                                     # a line's
+           "data mean", "minutes", "seconds per update", "our seconds per update")  # a line's
 
 
 class Study:
@@ -311,6 +314,8 @@ def tables(study):
     yield from tables_of_promises(study, shown)
     yield from tables_of_the_measure(study)
     yield from tables_of_changes(study)
+    yield from tables_of_recordings(study)
+    yield from tables_of_others(study)
     yield from tables_of_seeds(study)
 
 
@@ -454,11 +459,76 @@ def tables_of_changes(study):
            [["its teacher's outcome", *map(number, teachers)], *rows])
 
 
+def tables_of_recordings(study):
+    """Students of finished policies' recordings, after 20,000 updates."""
+    rows, by_seed = [], []
+    for data, name in itertools.product(RECORDED, ("sac", "cql", "cql, weight 0.2", "bc")):
+        returned = study.get("return", data, name)
+        if not len(returned):
+            continue
+        promised = study.get("last promised", data, name)
+        left = [left_at(study, data, name, seed) for seed in promised.index]
+        rows.append([data, name, len(returned), middle(study.get("data mean", data, name)),
+                     spread(returned), study.close(data, name), spread(promised),
+                     count([update is not None for update, _ in left]) if len(left) else "–",
+                     spread(study.get("gap", data, name, 2000), 1),
+                     spread(study.get("last gap", data, name), 1)])
+        for seed, (update, then) in zip(promised.index, left):
+            if update is not None:
+                by_seed.append([data, name, seed, f"{update:,}", number(then),
+                                number(returned[seed]), number(promised[seed])])
+    yield ("Recordings of finished policies", f"20 episodes, 20,000 updates. Close: at most {CLOSE} "
+           f"below the seed's teacher. Below: in a test the promise was less than {LEAST:.0f}, the "
+           f"worst reward for ever.",
+           ["data", "student", "seeds", "data's mean", "return", "close", "promised at the end",
+            "below the possible", "gap at 2,000", "gap at the end"], rows)
+    yield ("When a promise falls below what is possible", "At the first such test.",
+           ["data", "student", "seed", "update", "return then", "return at the end",
+            "promised at the end"], by_seed)
+
+
+def left_at(study, data, name, seed):
+    """At which update a run's promise was first below the possible, and the return of that test;
+    None where it never was."""
+    for group in sorted(found for found in study.moments if found[:2] == (data, name)):
+        if study.get("promised", *group).get(seed, math.nan) < LEAST:
+            return group[2], study.get("return", *group)[seed]
+    return None, math.nan
+
+
+def tables_of_others(study):
+    """d3rlpy's students beside ours, and the course's notebook beside our teachers."""
+    rows = []
+    for data, kind in itertools.product((*DATA, *RECORDED), ("sac", "cql")):
+        theirs = study.get("return", data, f"d3rlpy {kind}")
+        if len(theirs):
+            cost = [study.get(f"{whose}seconds per update", data, f"d3rlpy {kind}")
+                    for whose in ("", "our ")]
+            ours = of_seeds(study.get("return", data, kind), theirs.index)
+            rows.append([data, kind, len(theirs), spread(theirs), spread(ours), len(ours),
+                         spread(study.get("promised", data, f"d3rlpy {kind}")),
+                         spread(of_seeds(study.get("promised", data, kind), theirs.index)),
+                         spread(cost[0] / cost[1], 2)])
+    yield ("Another implementation: d3rlpy", "Theirs after 30,000 updates, ours after 50,000 (of "
+           "recordings 20,000), on the same data. Seconds: one update of theirs, measured in the "
+           "same process as ours, by processor time.",
+           ["data", "student", "seeds", "d3rlpy returns", "ours returns", "seeds of ours",
+            "d3rlpy promises", "ours promises", "d3rlpy's seconds / ours"], rows)
+    rows = []
+    for name in ("notebook's outputs", "notebook teacher", "teacher as printed", "teacher"):
+        early = study.get("return", "", name, 90)
+        if len(early):
+            rows.append([name, len(early), spread(early), spread(study.get("return", "", name))])
+    yield ("Original, as printed, corrected", "Teachers. Notebook's outputs: what the course's file "
+           "stores; notebook teacher: its own code run here.",
+           ["teacher", "seeds", "test at epoch 90", "100 episodes after epoch 99"], rows)
+
+
 def tables_of_seeds(study):
     right = study.get("return", "", "teacher")
     rows = []
     for data, name in study.runs:
-        if not data:
+        if not data and not name.startswith("notebook"):
             found = study.get("return", data, name)
             gap = (found - right).dropna()
             rows.append([name, spread(found), signed(iqm(gap)), count(gap < 0), count(gap == 0),
