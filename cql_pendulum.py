@@ -6,7 +6,8 @@ shift, the temperature, the learning rates) is from the course's notebook. Four 
 formulas are wrong (ERRATA). A comment "Page:" stands wherever the algorithm differs from the page.
 
 Read from the top to the end of main: that is the whole program. What main calls follows after it.
-`python cql_pendulum.py` takes minutes, with `--epochs 3 --steps 100` seconds.
+`python cql_pendulum.py` takes minutes, with `--epochs 3 --steps 100` some seconds. A constant, env
+or SAC is changed from outside by `import cql_pendulum as c; c.EPISODE = 400`.
 SAC: Haarnoja et al. 2018, Soft Actor-Critic Algorithms and Applications (arXiv 1812.05905). CQL:
 Kumar et al. 2020 (2006.04779). Pardo: Pardo et al. 2018, Time Limits in RL (1712.00378).
 """
@@ -28,6 +29,10 @@ import time
 import types
 import zipfile
 
+try:
+    import tqdm             # torch imports it, too, and is prepared for its absence alone
+except Exception:
+    tqdm = sys.modules["tqdm"] = None
 import gym
 import numpy as np
 import torch
@@ -98,9 +103,11 @@ class MyWrapper(gym.Wrapper):
         pyplot.imshow(self.env.render())
         if "ipykernel" in sys.modules:
             from IPython import display
-            display.clear_output(wait=True)
-            display.display(pyplot.gcf())
-        pyplot.pause(0.01)
+            put = display.display if self.step_n <= 1 else display.update_display
+            put(pyplot.gcf(), display_id="pendulum")
+            pyplot.close()
+        else:
+            pyplot.pause(0.01)
 
 
 env = MyWrapper()
@@ -182,12 +189,16 @@ class SAC:
             """The torque at the Gaussian's mean, without chance: [b, 3] -> [b, 1]."""
             return self.gaussian(state).mean.tanh() * TORQUE
 
+        def draw(self, state, n=1):
+            """The Gaussian, n samples of it for each state, [b, n], and their tanh, [b, n]."""
+            dist = self.gaussian(state, n)
+            sample = dist.rsample()
+            return dist, sample, torch.tanh(sample)
+
         def forward(self, state, n=1):
             """[b, 3] -> n torques a state (Page: 1), [b, n], and the entropy of each, [b, n]: minus
             its log density per unit of tanh, that is of torque / 2 (SAC, appendix C)."""
-            dist = self.gaussian(state, n)
-            sample = dist.rsample()                                 # [b, n]
-            action = torch.tanh(sample)                             # [b, n]
+            dist, sample, action = self.draw(state, n)
             # Page: log(1 - tanh(action)^2 + 1e-7), but action is a tanh: that squashes twice.
             x = action if "jacobian" in AS_PRINTED else sample
             # log(1 - tanh(x)^2), rewritten: where x is above 9, float32's tanh(x) is 1, and the
@@ -224,17 +235,18 @@ class SAC:
         self.optimizer_value = torch.optim.Adam(values, lr=LR_VALUE, fused=True)
         self.optimizer_action = torch.optim.Adam(actions, lr=LR_ACTION, fused=True)
         self.loss_fn = torch.nn.MSELoss()
-        self.logged = {}        # numbers of the last update, for log.csv
+        self.logged = {}        # of the last update's second critic, for log.csv
 
     def get_action(self, state):
         """A torque of the policy, float in [-2, 2], for three numbers; else ValueError."""
-        state = torch.from_numpy(np.asarray(state, np.float32).reshape(1, 3))
+        state = torch.tensor(np.asarray(state, np.float32).reshape(1, 3))
         with torch.inference_mode():
-            action, _ = self.model_action(state)                    # [1, 3] -> [1, 1]
-        return action.item()
+            _, _, action = self.model_action.draw(state)            # [1, 3] -> [1, 1]
+        return (action * TORQUE).item()         # without the entropy, a third of the time
 
     def test(self, play):
-        """The return of one episode from a random start; with play=True it is shown."""
+        """The return (the plain sum of rewards) of one episode from a random start; with play=True
+        it is shown."""
         state, reward_sum, over = env.reset(), 0.0, False
         while not over:
             state, reward, over, _ = env.step([self.get_action(state)])
@@ -337,7 +349,7 @@ class CQL(SAC):
         value_cat = torch.cat([value_rand, value_curr, value_next], dim=1)      # [b, 15]
         loss_cat = torch.logsumexp(value_cat, dim=1).mean()                     # [b, 15] -> scalar
         self.logged["squared_error"] = loss_value.detach()
-        self.logged["penalty"] = (loss_cat - value.mean()).detach()
+        self.logged["penalty"] = loss_cat.detach() - value.detach().mean()
         return loss_value + self.weight * (loss_cat - value.mean())             # scalar
 
 
@@ -401,7 +413,8 @@ def evaluate(agent, seeds):
 
 def discounted(rewards, terminal=False):
     """What rewards, [T], deliver in the critics' unit: their discounted sum after scaling. Behind a
-    time limit the mean of the last 20 goes on for ever; so no policy can deliver more than 100."""
+    time limit the mean of the last 20 goes on for ever, which counts for 0.99^200 = 13 %. Pendulum
+    pays 1 at most for a step, so that no policy delivers more than 100."""
     scaled = (np.array(rewards) + SCALE) / SCALE
     delivered = GAMMA ** np.arange(len(scaled)) @ scaled
     if terminal or GAMMA == 1:                          # at 1 nothing finite could go on
@@ -412,17 +425,17 @@ def discounted(rewards, terminal=False):
 def main(argv=()):
     """The story: a teacher learns online, its data are frozen, a student learns from them alone.
     argv is a list of options, as typed behind the script's name."""
-    options = parse_options(argv)
+    before = constants()
+    options = parse_options([str(word) for word in argv])
     if options.play:
         play(options.play, options.seed)
         return
 
     if options.resume:
         options = saved_options(options.resume)
-    AS_PRINTED.clear()
-    AS_PRINTED.update(options.as_printed)
+    set_constants({"AS_PRINTED": options.as_printed})
     if options.dataset:                                 # no teacher: somebody's recording
-        data = choose_episodes(load_dataset(options.dataset), options)
+        data = choose_episodes(load_dataset(options.dataset, check=not options.resume), options)
     run = open_run(options, argv)
     try:
         if not options.dataset:
@@ -448,6 +461,8 @@ def main(argv=()):
     except KeyboardInterrupt:
         say(f"stopped; to go on: {command('--resume', run.out)}")
         raise
+    finally:
+        set_constants(before)                           # for what else is done in a notebook
 
 
 # ---- The story ends here. What main calls follows, in its order: the command line ----
@@ -481,8 +496,8 @@ def parse_options(argv):
         parser.error("--dataset and --last 0 need no teacher; leave out --epochs")
     if options.student != "cql" and "weight" in given:
         parser.error("--weight is for --student cql; leave it out")
-    if options.last == 0 and options.random == 0:
-        parser.error("--last 0 leaves no data; add --random N")
+    if options.last == 0 and (options.random == 0 or options.dataset):
+        parser.error("--last 0 is for random torques alone: add --random N, leave out --dataset")
     most = CAPACITY // EPISODE
     ranges = {"seed": (0, 2 ** 32 - 1), "epochs": (1, 10 ** 9), "steps": (1, 10 ** 9),
               "weight": (0, 10 ** 9), "random": (0, most),
@@ -492,8 +507,10 @@ def parse_options(argv):
         if value is not None and not least <= value <= most:
             parser.error(f"--{name} {value}: give a number from {least} to {most}")
     for name in ("dataset", "out", "resume", "play"):
-        if getattr(options, name):
-            setattr(options, name, pathlib.Path(getattr(options, name)).expanduser())
+        value = getattr(options, name)
+        if value == "":
+            parser.error(f"--{name} has no name behind it")
+        setattr(options, name, value and pathlib.Path(os.path.expanduser(value)))
     if options.as_printed is None:
         options.as_printed = [*AS_PRINTED]              # what the file says
     elif not options.as_printed:
@@ -542,15 +559,14 @@ def open_run(options, argv):
             out.mkdir(parents=True)
             break
         except OSError as error:
-            if out.exists() and not options.out:
+            if os.path.exists(out) and not options.out:
                 continue                                # another run's: try the next
             advice = "give a new folder with --out"
-            if (out / "config.json").exists():
+            if os.path.exists(out / "config.json"):
                 advice += f", or go on with the run in it: {command('--resume', out)}"
             raise UserError(f"{out}: {error.strerror}; {advice}") from None
     versions = {package.__name__: package.__version__ for package in (gym, np, torch)}
-    config = {"argv": [*argv], "as_printed": sorted(AS_PRINTED), "constants": constants(),
-              "versions": versions}
+    config = {"argv": [*map(str, argv)], "constants": constants(), "versions": versions}
     with whole_file(out / "config.json") as file:
         file.write(json.dumps(config, indent=1).encode())
     return Run(out, options.seed)
@@ -561,14 +577,13 @@ def saved_options(folder):
     now: a note says which."""
     with reading(folder / "config.json"):
         config = json.loads((folder / "config.json").read_text())
-        here = constants()
-        edited = {name: x for name, x in config["constants"].items() if here.get(name, x) != x}
-        globals().update(edited)
+        here, saved = constants(), config["constants"]
+        set_constants(saved)
         options = parse_options(config["argv"])
-        options.as_printed = config["as_printed"]
+    edited = [f"{name} {saved[name]} (here {x})" for name, x in here.items()
+              if saved.get(name, x) != x]
     if edited:
-        say("note: this run goes on with its own " + ", ".join(
-            f"{name} {x} (here {here[name]})" for name, x in edited.items()))
+        say(f"note: this run goes on with its own {', '.join(edited)}")
     options.resume = folder
     if (folder / "dataset.npz").exists():               # the teacher is done, its episodes chosen
         options.dataset, options.last, options.random = folder / "dataset.npz", None, 0
@@ -576,9 +591,17 @@ def saved_options(folder):
 
 
 def constants():
-    """The constants at the top of this file: all numbers in capitals."""
-    return {name: x for name, x in globals().items()
-            if name.isupper() and isinstance(x, (int, float))}
+    """The constants at the top of this file: all numbers in capitals, and AS_PRINTED."""
+    numbers = {name: x for name, x in globals().items()
+               if name.isupper() and isinstance(x, (int, float))}
+    return {**numbers, "AS_PRINTED": sorted(AS_PRINTED)}
+
+
+def set_constants(values):
+    """Put back what constants returned, or some of it."""
+    AS_PRINTED.clear()
+    AS_PRINTED.update(values["AS_PRINTED"])
+    globals().update({name: x for name, x in values.items() if name != "AS_PRINTED"})
 
 
 class Run:
@@ -587,11 +610,11 @@ class Run:
     goes on: a student from its last test; a teacher, a minute's work, starts again."""
 
     def __init__(self, out, seed):
-        self.out, self.seed = out, seed
+        self.out, self.seed = out and pathlib.Path(out), seed
         self.log, self.returns = [], {}     # a dict for each test; of 100 final episodes by who
         self.saved, self.warned = None, False
-        if out and (out / "checkpoint.pt").exists():
-            self.saved = read_agent(out / "checkpoint.pt")
+        if out and (self.out / "checkpoint.pt").exists():
+            self.saved = read_agent(self.out / "checkpoint.pt")
 
     def starts(self, purpose, n):
         """Seeds of n starts for a purpose (0: tests, 1: final episodes), alike for all agents."""
@@ -616,10 +639,10 @@ class Run:
         unit = "epoch" if stage == "teacher" else "update"
         say(f"{stage}{unit:>8}    return  promised  delivered")
         todo = range(done, total)
-        with optional("no progress bars"):
-            import tqdm
-            todo = tqdm.tqdm(todo, stage, total, initial=done, disable=None, leave=False)
-        return todo
+        if tqdm is None:
+            note("no progress bars: tqdm is missing or fails")
+            return todo
+        return tqdm.tqdm(todo, stage, total, initial=done, disable=None, leave=False)
 
     def test(self, step):
         """Play the test's 10 episodes; log their means, save, and print them. UserError if the
@@ -634,7 +657,8 @@ class Run:
         promises = not isinstance(self.agent, BC)
         if not math.isfinite(row["return"]) or promises and not math.isfinite(row["promised"]):
             raise UserError(f"the {self.stage} has diverged, at {step}: return {row['return']}, "
-                            f"promised {row['promised']}; try another --seed or a lighter --weight")
+                            f"promised {row['promised']}; its last checkpoint stays. Try another "
+                            f"--seed, smaller learning rates, or a lighter --weight")
         self.log.append(row)
         self.save()
         promised = f"{row['promised']:8.2f}" if promises else "       -"
@@ -715,10 +739,9 @@ def start_from(state):
 
 def step_from(state, torque):
     """One step of env from a state, [3]: reward, next state, whether that is terminal."""
-    with chance_kept():
-        start_from(state)
-        next_state, reward, over, info = env.step([torque])
-    return reward, next_state, over and not info.get("timeout", False)
+    start_from(state)
+    next_state, reward, over, info = env.step([torque])
+    return float(reward), next_state, over and not info.get("timeout", False)
 
 
 def play_on(agent, action):
@@ -734,19 +757,27 @@ def play_on(agent, action):
 
 
 def possible():
-    """The least and the most that any policy can deliver: the reward of the worst state and torque,
-    hanging at full speed, and of the best, for ever."""
-    worst, _, _ = step_from([-1, 0, 8], TORQUE)
-    best, _, _ = step_from([1, 0, 0], 0)
+    """The least and the most that any policy can deliver: env's worst reward and its best for ever,
+    of 45 states of all angles and speeds and three torques."""
+    rewards = []
+    with chance_kept():
+        for angle in np.linspace(-math.pi, math.pi, 9):
+            for speed in (-8, -4, 0, 4, 8):
+                for torque in (-TORQUE, 0.0, TORQUE):
+                    state = [math.cos(angle), math.sin(angle), speed]
+                    rewards.append(step_from(state, torque)[0])
     for_ever = 1 / (1 - GAMMA) if GAMMA < 1 else math.inf
-    return float(worst + SCALE) / SCALE * for_ever, float(best + SCALE) / SCALE * for_ever
+    return [(reward + SCALE) / SCALE * for_ever for reward in (min(rewards), max(rewards))]
 
 
 @torch.no_grad()
 def least_value(agent, state, action):
-    """The smaller critic's value of torques in states, [b, 3], [b, 1] -> [b, 1]."""
+    """The smaller critic's value of torques in states, [b, 3], [b, 1] -> [b, 1]; NaN without
+    critics."""
     state = torch.as_tensor(state, dtype=torch.float32).reshape(-1, 3)
     action = torch.as_tensor(action, dtype=torch.float32).reshape(-1, 1)
+    if not hasattr(agent, "model_value1"):              # a controller of your own
+        return torch.full_like(action, math.nan)
     return torch.min(agent.model_value1(state, action), agent.model_value2(state, action))
 
 
@@ -793,7 +824,7 @@ def load_agent(file):
     """The agent in a file of save_agent, of SAC or any class made of it, found by its name;
     UserError where there is none. No code in the file runs."""
     saved = read_agent(file)
-    classes, known = [SAC], {}
+    classes, known = [SAC, CQL, BC], {}
     for found in classes:
         classes += found.__subclasses__()
         known[found.__name__] = found                   # of two with one name the newer
@@ -856,9 +887,10 @@ def save_dataset(file, data):
                             timeouts=timeout[:, 0] > 0)
 
 
-def load_dataset(file):
+def load_dataset(file, check=True):
     """The Data in an npz file like save_dataset's. Rewards and flags may have the shape [n] or
-    [n, 1], flags any type of 0 and 1. UserError where the rows are not env's."""
+    [n, 1], flags any type of 0 and 1. UserError where the rows are not env's (see check_pendulum).
+    """
     data = Data()
     widths = {"observations": 3, "actions": 1, "rewards": 1, "next_observations": 3, "terminals": 1,
               "timeouts": 1}
@@ -881,7 +913,9 @@ def load_dataset(file):
         if n < BATCH:
             raise UserError(f"{n} rows; a batch draws {BATCH} different ones")
         data.rows = np.concatenate(columns, axis=1).astype(np.float32)
-    check_pendulum(file, data.rows)
+    if check:
+        with chance_kept():
+            check_pendulum(file, data.rows)
     return data
 
 
@@ -903,30 +937,35 @@ def check_pendulum(file, rows):
 
 def cause(rows, i):
     """The usual explanation that fits a wrong row, and what to do."""
-    state, torque, reward, next_state, flags = np.split(rows[i].astype(float), [3, 4, 5, 8])
+    state, next_state = rows[i, :3].astype(float), rows[i, 5:8].astype(float)
+    torque, reward = float(rows[i, 3]), float(rows[i, 4])
     reward_here, state_here, _ = step_from(state, torque)
     same_reward = np.isclose(reward, reward_here, atol=1e-4)
-    same_state = np.isclose(next_state, state_here, atol=1e-4)              # [3]
-    scaled = np.hstack(step_from(state, TORQUE * torque)[:2])
+    same_state = np.isclose(next_state, state_here, atol=1e-4)                  # [3]
+    scaled = np.hstack(step_from(state, TORQUE * torque)[:2])                   # [1 + 3]
+    jump = np.hypot(*(next_state - state)[:2])              # 8 rad/s for 0.05 s are 0.4 at most
     if not np.isclose(np.hypot(state[0], state[1]), 1, atol=1e-4):
         return "observations must be (cos angle, sin angle, speed in rad/s), not scaled"
     if abs(torque) > TORQUE:
-        return f"a torque of {torque.item():.3f}; clip actions to {TORQUE:g} N m, as env does"
-    if same_reward and same_state.all():
+        return f"a torque of {torque:.3f}; clip actions to {TORQUE:g} N m, as env does"
+    if same_reward and same_state.all() and rows[i, 8]:
         return "its state is no end; a time limit belongs in timeouts, not in terminals"
-    if reward == 0 and i > 0 and rows[i - 1, 8:].any():
-        return "a vector environment's row of a reset; drop the row behind each end"
-    if same_reward and flags.any():
+    if same_reward and same_state.all():
+        return "env ends here; put True in terminals"
+    if reward == 0 and not same_reward:
+        return "a vector environment's row of a reset; drop the rows whose reward is 0"
+    if same_reward and (rows[i, 8:].any() or jump > 0.41):
         return "its next state is the next episode's first; the last state is in final_obs"
     if np.allclose(rows[i, 4:8], scaled, atol=1e-4):
         return f"torques are divided by {TORQUE:g}; multiply actions by {TORQUE:g}, to N m"
     if same_reward and same_state[2] and abs(next_state[2]) == 8:
         return "its angle follows the speed before that is cut at 8, as in Pendulum-v0; use -v1"
     if same_state.all():
-        return f"reward {reward.item():.4f}, here {reward_here:.4f}; undo it, or change MyWrapper's"
+        return f"reward {reward:.4f}, here {reward_here:.4f}; undo it, or change MyWrapper's"
     if same_reward:
         return "another pendulum moved it; make its changes (gravity, mass) in MyWrapper, too"
-    return "neither reward nor next state follow from state and torque (N m)"
+    return ("reward and next state do not follow from state (cos angle, sin angle, speed in rad/s) "
+            "and torque (N m)")
 
 
 # ---- The report: table and picture ----
@@ -945,6 +984,8 @@ def report(run, data, student):
     minutes = {row["stage"]: row["seconds"] / 60 for row in run.log}    # of a stage's last test
     say("minutes: " + ", ".join(f"{stage} {x:.1f}" for stage, x in minutes.items()))
 
+    if not run.out:
+        return
     with optional("no curves.png"):
         if "matplotlib" not in sys.modules:
             os.environ.pop("MPLBACKEND", None)          # a notebook hands its own to `!python`
@@ -983,32 +1024,37 @@ def draw_tests(figure, log, data_mean):
     curve(penalty, "student", "penalty", "o-C4", "penalty: logsumexp minus Q of the data")
     curve(penalty, "student", "squared_error", "s-C5", "squared error")
     curve(penalty, "student", "temperature", "^-C6", "temperature")
-    penalty.set(title="A critic's last update", xlabel="update")
+    penalty.set(title="The second critic's last update", xlabel="update")
     penalty.set_yscale("symlog", linthresh=0.01)                    # the penalty may be negative
     for axes in (student, promised, penalty):
         axes.legend(fontsize="small")
 
 
-@torch.no_grad()
 def draw_critic(figure, data, student):
     """The policy's torque over angle and speed, the critic's promise for it, both with the data's
     states as dots; and one state, in which each torque's promise stands beside its delivery."""
     policy, critic, one_state = figure.subplots(1, 3)
-    angle, speed = np.meshgrid(np.linspace(-math.pi, math.pi, 91), np.linspace(-8, 8, 81))
+    angle, speed = np.meshgrid(np.linspace(-math.pi, math.pi, 46), np.linspace(-8, 8, 41))
     states = np.stack([np.cos(angle), np.sin(angle), speed], axis=2).reshape(-1, 3)     # [b, 3]
-    states = torch.tensor(states, dtype=torch.float32)
-    torque = student.model_action.mean_action(states)                                   # [b, 1]
-    promised = least_value(student, states, torque)                                     # [b, 1]
+    torque = mean_torque(student, states)                                               # [b]
+    promised = least_value(student, states, torque).numpy()                             # [b, 1]
     shown = data.rows[::math.ceil(len(data.rows) / 2000)]
-    for axes, values, title in ((policy, torque, "The policy's mean torque (N m)"),
+    for axes, values, title in ((policy, torque, "The policy's torque (N m), a mean of 5"),
                                 (critic, promised, "The critic's promise for it")):
-        image = axes.pcolormesh(np.degrees(angle), speed, values.reshape(angle.shape).numpy(),
+        image = axes.pcolormesh(np.degrees(angle), speed, values.reshape(angle.shape),
                                 cmap="coolwarm", shading="nearest")
         figure.colorbar(image, ax=axes)
         axes.plot(np.degrees(np.arctan2(shown[:, 1], shown[:, 0])), shown[:, 2], ".k", ms=1.5)
         axes.set(title=f"{title}; dots: the data", xlabel="angle from upright (degrees)",
                  ylabel="speed (rad/s)")
     draw_state(one_state, data, student)
+
+
+def mean_torque(agent, states):
+    """A mean of five torques that the agent draws in each state: [b, 3] -> [b]."""
+    with chance_kept():
+        seed_everything(0)
+        return np.array([[agent.get_action(x) for x in states] for _ in range(5)]).mean(axis=0)
 
 
 def draw_state(axes, data, student):
@@ -1019,8 +1065,8 @@ def draw_state(axes, data, student):
         return data.rows[(abs(data.rows[:, :3] - state) < 0.3).all(axis=1)]
 
     some = data.rows[::math.ceil(len(data.rows) / 500), :3]                     # of 500 states
-    some = some[np.argsort(-abs(some[:, 2]))]
-    state = next((state for state in some if len(near(state)) >= 20), some[0])
+    crowded = [state for state in some if len(near(state)) >= 20] or [some[0]]
+    state = max(crowded, key=lambda state: abs(state[2]))
     torques = np.linspace(-TORQUE, TORQUE, 21)
     promised = least_value(student, np.tile(state, (21, 1)), torques)
     axes.plot(torques, promised, "C3", label="promised")
@@ -1028,8 +1074,7 @@ def draw_state(axes, data, student):
               label="delivered")
     below = {"clip_on": False, "transform": axes.get_xaxis_transform()}         # y: 0 is the bottom
     axes.plot(near(state)[:, 3], np.full(len(near(state)), 0.03), "|k", label="the data's", **below)
-    own = student.model_action.mean_action(torch.from_numpy(state)[None]).item()
-    axes.plot(own, 0.09, "^C1", label="the policy's mean", **below)
+    axes.plot(mean_torque(student, [state]), 0.09, "^C1", label="the policy's", **below)
     axes.set(title=f"In a state: {math.degrees(math.atan2(state[1], state[0])):.0f} degrees from "
                    f"upright, {state[2]:.1f} rad/s", xlabel="torque of this step (N m)",
              ylabel=f"discounted sum of (reward + {SCALE}) / {SCALE}")
@@ -1055,7 +1100,6 @@ class UserError(ValueError):
 
 def say(line):
     """Print a line, above the progress bar if there is one."""
-    tqdm = sys.modules.get("tqdm")
     write = tqdm.tqdm.write if tqdm else print
     write(line)
     sys.stdout.flush()                          # for those who read a log file as it grows
@@ -1120,8 +1164,8 @@ def read_zip(file):
 # ///
 if __name__ == "__main__":
     try:
-        # pasted into a notebook's cell, the options are the notebook's own
-        main([] if "ipykernel" in sys.argv[0] else sys.argv[1:])
+        # pasted into a notebook's cell, what stands there are the notebook's own options
+        main([] if "kernel_launcher" in os.path.basename(sys.argv[0]) else sys.argv[1:])
     except UserError as error:
         sys.exit(f"cql_pendulum.py: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
