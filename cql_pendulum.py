@@ -42,7 +42,7 @@ __all__ = ["AS_PRINTED", "BC", "CQL", "Data", "ERRATA", "MyWrapper", "Run", "SAC
            "seed_everything", "train_student", "train_teacher"]
 # One thread: the matrices are small (more threads made an update up to nine times slower), and no
 # number depends on how many cores there are. Adam's averages of dead units end below 1e-38, numbers
-# on which some processors are half as fast: here they count as 0.
+# on which some processors are half as fast: from here on they count as 0, in NumPy and Python, too.
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)
 
@@ -700,7 +700,7 @@ def seed_everything(seed):
     """Seed all chance, and start an episode in env: its state, float32 [3]."""
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed)                                # for an agent of your own
+    np.random.seed([seed, 1])           # for your own agents; seed alone would be torch's stream
     env.unwrapped.np_random, _ = gym.utils.seeding.np_random(seed)
     return env.reset()
 
