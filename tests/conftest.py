@@ -1,11 +1,12 @@
 """What several test files use, each thing once: a batch, an agent, a run of the program."""
+import contextlib
 import copy
 import csv
+import io
 import math
 import os
 import pathlib
 import random
-import subprocess
 import sys
 import types
 
@@ -20,7 +21,6 @@ from hypothesis import settings  # noqa: E402
 
 import cql_pendulum as ours  # noqa: E402
 
-torch.set_num_threads(1)
 settings.register_profile("ours", deadline=None, derandomize=True, database=None)
 settings.load_profile("ours")
 SCRIPT = [sys.executable, str(TOP / "cql_pendulum.py")]
@@ -30,16 +30,6 @@ CRITICS = ["model_value1", "model_value2", "model_value_next1", "model_value_nex
 NETWORKS = ["model_action", *CRITICS]
 
 
-# ---- what the module's interface is asked for in one place ----
-
-@pytest.fixture
-def printed():
-    """printed(CQL, names): a new agent or Data with these errata restored."""
-    def make(kind, names=()):
-        return kind(names)
-    return make
-
-
 def cql(weight):
     """A CQL with a weight of its own."""
     student = ours.CQL()
@@ -47,44 +37,30 @@ def cql(weight):
     return student
 
 
-def wrapper_at(seed):
-    """A MyWrapper of its own whose coming starts are the seed's, and the first of them."""
-    wrapper = ours.MyWrapper()
-    return wrapper, wrapper.reset(seed=seed)
-
-
-def begun(stage, agent, data):
-    """A run without a folder that has begun a stage."""
-    run = ours.Run(None, 0)
-    run.begin(stage, agent, data)
-    return run
-
-
 def choose(data, last=None, random=0, seed=0):
     """The episodes that the options --last, --random and --seed choose."""
     return ours.choose_episodes(data, types.SimpleNamespace(last=last, random=random, seed=seed))
 
 
-def no_pictures(module, monkeypatch):
-    """Leave the picture's panels empty, which take as long as all else."""
-    monkeypatch.setattr(module, "draw_tests", lambda *_: None)
-    monkeypatch.setattr(module, "draw_torques", lambda *_: None)
-
-
-def shrink(module, monkeypatch):
-    """Short episodes, few updates, small networks: a run takes a fraction of a second."""
+def shrink(monkeypatch):
+    """Short episodes, few updates and final episodes, small networks, empty panels in the picture:
+    a run takes a fraction of a second."""
+    starts = ours.Run.starts
     for name, value in (("EPISODE", 20), ("BATCH", 16), ("UPDATES", 3), ("WIDTH", 8)):
-        monkeypatch.setattr(module, name, value)
-    no_pictures(module, monkeypatch)
+        monkeypatch.setattr(ours, name, value)
+    monkeypatch.setattr(ours.Run, "starts", lambda *given: starts(*given)[:3])
+    monkeypatch.setattr(ours, "draw_tests", lambda *_: None)
+    monkeypatch.setattr(ours, "draw_critic", lambda *_: None)
 
 
 # ---- fixtures ----
 
 @pytest.fixture(autouse=True)
 def seeded():
-    torch.manual_seed(0)
-    random.seed(0)
-    ours.env.reset(seed=0)
+    ours.seed_everything(0)
+    ours.note.cache_clear()
+    yield
+    ours.AS_PRINTED.clear()
 
 
 @pytest.fixture
@@ -97,7 +73,7 @@ def double():
 
 @pytest.fixture
 def small(monkeypatch):
-    shrink(ours, monkeypatch)
+    shrink(monkeypatch)
 
 
 @pytest.fixture
@@ -120,12 +96,14 @@ def program(capsys):
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """A small main job as its user starts it: its folder, and what it printed. Only to be read."""
-    folder = tmp_path_factory.mktemp("whole")
-    arguments = ["--epochs", "2", "--steps", "70", "--out", "run"]
-    done = subprocess.run([*SCRIPT, *arguments], cwd=folder, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    return folder / "run", done.stdout
+    """A small main job: its folder, and what it printed. Only to be read."""
+    folder, text = tmp_path_factory.mktemp("whole") / "run", io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(text):
+        starts = ours.Run.starts
+        shrink(monkeypatch)
+        monkeypatch.setattr(ours.Run, "starts", starts)
+        ours.main(["--epochs", "2", "--steps", "7", "--out", str(folder)])
+    return folder, text.getvalue()
 
 
 # ---- batches, agents, data ----
