@@ -12,7 +12,7 @@ import types
 
 os.environ["OMP_NUM_THREADS"] = "1"       # here and in every child: two runs do not fight
 TOP = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(TOP))
+sys.path[:0] = [str(TOP), str(TOP / "study")]
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -23,7 +23,6 @@ import cql_pendulum as ours  # noqa: E402
 
 settings.register_profile("ours", deadline=None, derandomize=True, database=None)
 settings.load_profile("ours")
-SCRIPT = [sys.executable, str(TOP / "cql_pendulum.py")]
 FILES = {"checkpoint.pt", "config.json", "curves.png", "dataset.npz", "log.csv", "student.pt",
          "teacher.pt"}
 CRITICS = ["model_value1", "model_value2", "model_value_next1", "model_value_next2"]
@@ -52,8 +51,6 @@ def shrink(monkeypatch):
     monkeypatch.setattr(ours, "draw_tests", lambda *_: None)
     monkeypatch.setattr(ours, "draw_critic", lambda *_: None)
 
-
-# ---- fixtures ----
 
 @pytest.fixture(autouse=True)
 def seeded():
@@ -105,8 +102,6 @@ def whole(tmp_path_factory):
         ours.main(["--epochs", "2", "--steps", "7", "--out", str(folder)])
     return folder, text.getvalue()
 
-
-# ---- batches, agents, data ----
 
 def batch(b=64, seed=0):
     """Rows that are no episode: any state, torque, reward and end; in the default dtype."""
@@ -172,17 +167,6 @@ def filled(data, episodes=1):
     return data
 
 
-def pendulum(state, torque):
-    """Pendulum-v1's formulas for many states: [n, 3], [n] -> reward [n], next_state [n, 3]."""
-    angle, speed = np.arctan2(state[:, 1], state[:, 0]), state[:, 2]
-    reward = -(angle ** 2 + 0.1 * speed ** 2 + 0.001 * torque ** 2)
-    speed = np.clip(speed + 0.05 * (15 * np.sin(angle) + 3 * torque), -8, 8)
-    angle = angle + 0.05 * speed
-    return reward, np.stack([np.cos(angle), np.sin(angle), speed], axis=1)
-
-
-# ---- what the program printed and wrote ----
-
 def printed_tests(text):
     """The lines of tests and of the table, without what no two runs share."""
     return [line for line in text.splitlines()
@@ -206,4 +190,5 @@ def steps_in(out):
 
 
 def content(folder):
+    """The bytes of each file."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

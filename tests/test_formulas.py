@@ -54,13 +54,11 @@ def spread_out(agent, spread):
     return agent
 
 
-# ---- the layers ----
-
-@pytest.mark.parametrize("width", [None, 16])
-def test_layers_and_their_sizes_are_the_pages(width, monkeypatch):
-    if width:
-        monkeypatch.setattr(ours, "WIDTH", width)
-    n, agent = width or 128, SAC()
+@pytest.mark.parametrize("n", [128, 16])
+def test_layers_and_their_sizes_are_the_pages(n, monkeypatch):
+    if n == 16:
+        monkeypatch.setattr(ours, "WIDTH", n)
+    agent = SAC()
     shapes = [tuple(p.shape) for p in agent.model_action.parameters()]
     assert shapes == [(n, 3), (n,), (1, n), (1,), (1, n), (1,)]
     for name in CRITICS:
@@ -75,33 +73,6 @@ def test_the_targets_begin_as_their_critics_and_the_critics_differ():
         for p, q in zip(critic.parameters(), target.parameters(), strict=True):
             assert torch.equal(p, q) and p is not q
     assert (flat(agent.model_value1) != flat(agent.model_value2)).float().mean() > 0.99
-
-
-# ---- the policy ----
-
-@pytest.mark.parametrize("n", [1, 5])
-@pytest.mark.parametrize("as_printed", [(), ("jacobian",)])
-def test_policy_agrees_with_torch_distributions(as_printed, n):
-    ours.AS_PRINTED.update(as_printed)
-    agent, state = SAC(), batch()[0]
-    action, entropy = with_seed(3, agent.model_action, state, n)
-    expected = with_seed(3, policy, agent.model_action, state, n, as_printed)
-    assert action.shape == entropy.shape == (64, n)
-    torch.testing.assert_close((action, entropy), expected)
-
-
-@torch.no_grad()
-def test_density_integrates_to_one_only_when_corrected():
-    """Over torque / 2, for four states, by the trapezoidal rule."""
-    def integral(agent):
-        action, entropy = agent.model_action(batch(4)[0], 100_000)
-        action, order = (action.double() / 2).sort(dim=1)
-        return torch.trapezoid(torch.exp(-entropy.double().gather(1, order)), action, dim=1)
-
-    ones = torch.ones(4, dtype=torch.double)
-    torch.testing.assert_close(integral(SAC()), ones, atol=5e-3, rtol=0)
-    ours.AS_PRINTED.add("jacobian")
-    assert (integral(SAC()) < 0.95).all()
 
 
 @pytest.mark.parametrize("far", [-17.0, 12.0])
@@ -121,17 +92,13 @@ def test_a_saturated_policy_is_pulled_back(far):
 def test_a_torque_for_any_sequence_of_three():
     agent = SAC()
     for state in ([1, 0, 0], (1.0, 0.0, -8.0), torch.tensor([0.0, 1.0, 8]).numpy()):
-        torque = with_seed(5, agent.get_action, state)
         row = torch.tensor([list(state)], dtype=torch.float32)
-        assert type(torque) is float
-        assert torque == pytest.approx(with_seed(5, agent.model_action, row)[0].item(), abs=1e-6)
-    assert len({agent.get_action(state) for _ in range(300)}) > 290     # it explores
-    for state in ([1, 0], [1, 0, 0, 0], 1.0, "abc", None, [[1], [2, 3]]):
+        assert with_seed(5, agent.get_action, state) == pytest.approx(
+            with_seed(5, agent.model_action, row)[0].item(), abs=1e-6)
+    for state in ([1, 0], [1, 0, 0, 0], "abc", None):
         with pytest.raises(ValueError):
             agent.get_action(state)
 
-
-# ---- the penalty ----
 
 @pytest.mark.parametrize("as_printed, right", [
     ((), [True, True, True]),
@@ -182,8 +149,6 @@ def test_no_gradient_of_the_critics_loss_reaches_the_policy():
     assert all(p.grad is None for p in agent.model_action.parameters())
     assert all(p.grad is not None for p in agent.model_value1.parameters())
 
-
-# ---- whole updates ----
 
 NOTEBOOK = {"GAMMA": 0.99, "TAU": 0.005, "TEMPERATURE": 0.01, "TARGET_ENTROPY": -1.0, "SCALE": 8,
             "SAMPLES": 5, "WEIGHT": 5.0, "LR_VALUE": 3e-3, "LR_ACTION": 3e-4, "TORQUE": 2.0}
@@ -327,8 +292,6 @@ def test_no_gradient_of_the_actors_loss_stays_in_the_critics():
         torch.testing.assert_close(mine.grad, theirs.grad)
 
 
-# ---- what a learner edits ----
-
 @pytest.mark.parametrize("make, name", [
     (SAC, "model_value1"), (CQL, "model_value2"), (CQL, "model_action"), (SAC, "alpha")])
 def test_what_is_frozen_stays_and_the_others_learn(make, name):
@@ -340,41 +303,6 @@ def test_what_is_frozen_stays_and_the_others_learn(make, name):
     for part in ("model_value1", "model_value2", "model_action", "alpha"):
         assert same(before[part], after[part]) == (part == name), part
 
-
-class Deeper(SAC.ModelAction):
-    """One more layer: the policy's network edited in one place."""
-
-    def __init__(self):
-        super().__init__()
-        self.extra = torch.nn.Linear(3, 3)
-
-    def gaussian(self, state, n=1):
-        return super().gaussian(torch.tanh(self.extra(state)), n)
-
-
-class Longer(SAC.ModelValue):
-    def __init__(self):
-        super().__init__()
-        self.sequential.append(torch.nn.Linear(1, 1))
-
-
-@pytest.mark.parametrize("make", [SAC, CQL, BC])
-def test_an_edited_network_is_everywhere(make):
-    """Its new layers learn, and the torques depend on them."""
-    parts = {"ModelAction": Deeper} | ({} if make is BC else {"ModelValue": Longer})
-    agent = type("Mine", (make,), parts)()
-    new = [agent.model_action.extra]
-    if make is not BC:
-        new += [getattr(agent, name).sequential[-1] for name in CRITICS]
-    before = [flat(part) for part in new]
-    agent.train(*batch())
-    assert not any(map(torch.equal, before, [flat(part) for part in new]))
-    torque = with_seed(0, agent.get_action, [1.0, 0.0, 0.5])
-    agent.model_action.extra.bias.data.add_(1)
-    assert with_seed(0, agent.get_action, [1.0, 0.0, 0.5]) != torque
-
-
-# ---- behaviour cloning ----
 
 def test_cloning_climbs_the_log_density_of_the_datas_torques(double):
     """Against torch.distributions' squashed Gaussian and an Adam of its own."""
