@@ -145,9 +145,8 @@ def same(one, other):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, float) and math.isnan(one):
-        return isinstance(other, float) and math.isnan(other)
-    return type(one) is type(other) and one == other
+    nan = one != one and other != other
+    return type(one) is type(other) and (one == other or nan)
 
 
 class Constant:
@@ -190,5 +189,4 @@ def steps_in(out):
 
 
 def content(folder):
-    """The bytes of each file."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
