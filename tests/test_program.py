@@ -161,7 +161,7 @@ def test_folders_are_new_and_those_that_were_named(untrained, tmp_path, program,
         text = program("--epochs", 1, "--steps", 1, "--student", "sac", "--seed", 4)
         assert text.splitlines()[-1] == f"all files: runs/sac-seed4-{k}"
     program("--last=0", "--random", 1, "--steps", 1, "--out", "~/new/folder")
-    assert (tmp_path / "home" / "new" / "folder" / "student.pt").exists()
+    assert {x.name for x in (tmp_path / "home/new/folder").iterdir()} == FILES - {"teacher.pt"}
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "home"}
 
 
@@ -173,7 +173,7 @@ def test_a_promise_that_is_impossible_is_said_once(small, tmp_path, program, mon
             np.zeros(len(seeds)), np.full(len(seeds), promise), np.zeros(len(seeds))))
         text = program("--epochs", 1, "--steps", 9, "--out", tmp_path / str(promise))
         note, = re.findall("note: .*", text)
-        assert words in note
+        assert words in note and text.index(note) > text.index("student")
     for promise in (-102.0, 99.9):
         ours.Run(None, 0).warn(promise)
     ours.Run(None, 0).warn(100.1)
