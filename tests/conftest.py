@@ -1,17 +1,18 @@
 """What several test files use, each thing once: a batch, an agent, a run of the program."""
+import contextlib
 import copy
 import csv
+import io
 import math
 import os
 import pathlib
 import random
-import subprocess
 import sys
 import types
 
 os.environ["OMP_NUM_THREADS"] = "1"       # here and in every child: two runs do not fight
 TOP = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(TOP))
+sys.path[:0] = [str(TOP), str(TOP / "study")]
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -20,24 +21,12 @@ from hypothesis import settings  # noqa: E402
 
 import cql_pendulum as ours  # noqa: E402
 
-torch.set_num_threads(1)
 settings.register_profile("ours", deadline=None, derandomize=True, database=None)
 settings.load_profile("ours")
-SCRIPT = [sys.executable, str(TOP / "cql_pendulum.py")]
 FILES = {"checkpoint.pt", "config.json", "curves.png", "dataset.npz", "log.csv", "student.pt",
          "teacher.pt"}
 CRITICS = ["model_value1", "model_value2", "model_value_next1", "model_value_next2"]
 NETWORKS = ["model_action", *CRITICS]
-
-
-# ---- what the module's interface is asked for in one place ----
-
-@pytest.fixture
-def printed():
-    """printed(CQL, names): a new agent or Data with these errata restored."""
-    def make(kind, names=()):
-        return kind(names)
-    return make
 
 
 def cql(weight):
@@ -47,44 +36,28 @@ def cql(weight):
     return student
 
 
-def wrapper_at(seed):
-    """A MyWrapper of its own whose coming starts are the seed's, and the first of them."""
-    wrapper = ours.MyWrapper()
-    return wrapper, wrapper.reset(seed=seed)
-
-
-def begun(stage, agent, data):
-    """A run without a folder that has begun a stage."""
-    run = ours.Run(None, 0)
-    run.begin(stage, agent, data)
-    return run
-
-
 def choose(data, last=None, random=0, seed=0):
     """The episodes that the options --last, --random and --seed choose."""
     return ours.choose_episodes(data, types.SimpleNamespace(last=last, random=random, seed=seed))
 
 
-def no_pictures(module, monkeypatch):
-    """Leave the picture's panels empty, which take as long as all else."""
-    monkeypatch.setattr(module, "draw_tests", lambda *_: None)
-    monkeypatch.setattr(module, "draw_torques", lambda *_: None)
-
-
-def shrink(module, monkeypatch):
-    """Short episodes, few updates, small networks: a run takes a fraction of a second."""
+def shrink(monkeypatch):
+    """Short episodes, few updates and final episodes, small networks, empty panels in the picture:
+    a run takes a fraction of a second."""
+    starts = ours.Run.starts
     for name, value in (("EPISODE", 20), ("BATCH", 16), ("UPDATES", 3), ("WIDTH", 8)):
-        monkeypatch.setattr(module, name, value)
-    no_pictures(module, monkeypatch)
+        monkeypatch.setattr(ours, name, value)
+    monkeypatch.setattr(ours.Run, "starts", lambda *given: starts(*given)[:3])
+    monkeypatch.setattr(ours, "draw_tests", lambda *_: None)
+    monkeypatch.setattr(ours, "draw_critic", lambda *_: None)
 
-
-# ---- fixtures ----
 
 @pytest.fixture(autouse=True)
 def seeded():
-    torch.manual_seed(0)
-    random.seed(0)
-    ours.env.reset(seed=0)
+    ours.seed_everything(0)
+    ours.note.cache_clear()
+    yield
+    ours.AS_PRINTED.clear()
 
 
 @pytest.fixture
@@ -97,7 +70,7 @@ def double():
 
 @pytest.fixture
 def small(monkeypatch):
-    shrink(ours, monkeypatch)
+    shrink(monkeypatch)
 
 
 @pytest.fixture
@@ -120,15 +93,15 @@ def program(capsys):
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """A small main job as its user starts it: its folder, and what it printed. Only to be read."""
-    folder = tmp_path_factory.mktemp("whole")
-    arguments = ["--epochs", "2", "--steps", "70", "--out", "run"]
-    done = subprocess.run([*SCRIPT, *arguments], cwd=folder, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    return folder / "run", done.stdout
+    """A small main job: its folder, and what it printed. Only to be read."""
+    folder, text = tmp_path_factory.mktemp("whole") / "run", io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(text):
+        starts = ours.Run.starts
+        shrink(monkeypatch)
+        monkeypatch.setattr(ours.Run, "starts", starts)
+        ours.main(["--epochs", "2", "--steps", "7", "--out", str(folder)])
+    return folder, text.getvalue()
 
-
-# ---- batches, agents, data ----
 
 def batch(b=64, seed=0):
     """Rows that are no episode: any state, torque, reward and end; in the default dtype."""
@@ -172,9 +145,8 @@ def same(one, other):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, float) and math.isnan(one):
-        return isinstance(other, float) and math.isnan(other)
-    return type(one) is type(other) and one == other
+    nan = one != one and other != other
+    return type(one) is type(other) and (one == other or nan)
 
 
 class Constant:
@@ -193,17 +165,6 @@ def filled(data, episodes=1):
         data.update_data(Constant(k / 2))
     return data
 
-
-def pendulum(state, torque):
-    """Pendulum-v1's formulas for many states: [n, 3], [n] -> reward [n], next_state [n, 3]."""
-    angle, speed = np.arctan2(state[:, 1], state[:, 0]), state[:, 2]
-    reward = -(angle ** 2 + 0.1 * speed ** 2 + 0.001 * torque ** 2)
-    speed = np.clip(speed + 0.05 * (15 * np.sin(angle) + 3 * torque), -8, 8)
-    angle = angle + 0.05 * speed
-    return reward, np.stack([np.cos(angle), np.sin(angle), speed], axis=1)
-
-
-# ---- what the program printed and wrote ----
 
 def printed_tests(text):
     """The lines of tests and of the table, without what no two runs share."""

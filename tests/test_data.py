@@ -3,6 +3,9 @@ import copy
 import math
 import random
 import re
+import sys
+import time
+import types
 
 import gym
 import numpy as np
@@ -12,9 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cql_pendulum as ours
-from conftest import (
-    CRITICS, Constant, begun, choose, filled, flat, numbers, pendulum, same, wrapper_at)
-from cql_pendulum import BC, CQL, SAC, Data, MyWrapper, Run, env, evaluate
+from conftest import CRITICS, Constant, choose, filled, numbers, same
+from cql_pendulum import AS_PRINTED, BC, CQL, SAC, Data, Run, env, evaluate
 
 PAGE_LOOPS = '''
 teacher = SAC()
@@ -43,8 +45,9 @@ for i in range(50000):
 '''
 
 
-def test_the_pages_loops_run_unchanged(capsys):
+def test_the_pages_loops_run_unchanged(capsys, monkeypatch):
     """The page's text with its three counts cut down: 100 epochs, 200 updates, 50,000 updates."""
+    monkeypatch.setattr(ours, "EPISODE", 64)
     fewer = {"100": 2, "200": 3, "50000": 4}
     loops, found = re.subn(r"range\((100|200|50000)\)", lambda match: f"range({fewer[match[1]]})",
                            PAGE_LOOPS)
@@ -55,125 +58,105 @@ def test_the_pages_loops_run_unchanged(capsys):
     exec(loops, scope)
     (epoch, teacher), (i, student) = (line.split() for line in capsys.readouterr().out.splitlines())
     assert (epoch, i) == ("0", "0")
-    assert all(-2000 < float(result) < -50 for result in (teacher, student))
-    assert len(scope["data"].datas) == 400
+    assert all(-640 < float(result) < -50 for result in (teacher, student))
+    assert len(scope["data"].datas) == 128
 
 
-# ---- the environment ----
+def drawn():
+    """Numbers of every generator; the last are a start of env."""
+    return [torch.rand(1).item(), random.random(), np.random.random(), *env.reset().tolist()]
+
 
 def test_a_seed_fixes_all_chance_and_every_start_is_another():
-    def drawn(seed):
-        ours.seed_everything(seed)
-        return [torch.rand(1).item(), random.random(), *env.reset(), *env.reset()]
+    def seeded(seed):
+        return [*ours.seed_everything(seed).tolist(), *drawn()]
 
-    assert drawn(3) == drawn(3)
-    assert all(x != y for x, y in zip(drawn(3), drawn(4)))
-    starts = np.array([env.reset() for _ in range(200)])
-    assert len(np.unique(starts, axis=0)) == 200                # any angle, up to 1 rad/s
-    for signs in ([1, 1], [1, -1], [-1, 1], [-1, -1]):
-        assert 20 < (starts[:, :2] * signs > 0).all(axis=1).sum() < 80
-    assert abs(starts[:, 2]).max() <= 1 < 5 * abs(starts[:, 2]).mean()
+    assert seeded(3) == seeded(3)
+    assert all(x != y for x, y in zip(seeded(3), seeded(4)))
 
 
-@pytest.mark.parametrize("steps", [50, 230])
-def test_an_episode_is_as_long_as_the_constant_says(steps, monkeypatch):
-    monkeypatch.setattr(ours, "EPISODE", steps)
-    wrapper = MyWrapper()
-    wrapper.reset()
-    ends = [wrapper.step([0.0])[2] for _ in range(steps)]
-    assert ends == [False] * (steps - 1) + [True]
-
-
-class Ends(gym.Env):
-    """An environment in place of gym's that ends an episode by itself at a step."""
-    observation_space = gym.spaces.Box(-8, 8, [3])
-    action_space = gym.spaces.Box(-2, 2, [1])
-
-    def __init__(self, last, terminated):
-        self.last, self.terminated = last, terminated
-
-    def reset(self, seed=None):
-        self.t = 0
-        return np.zeros(3, np.float32), {}
-
-    def step(self, action):
-        self.t += 1
-        ends = self.t == self.last
-        state = np.full(3, self.t, np.float32)
-        return state, -1.0, ends and self.terminated, ends and not self.terminated, {}
+@pytest.mark.parametrize("torque", [np.array([0.5]), np.array([[0.5]]), torch.tensor([0.5])])
+def test_a_torque_may_be_an_array_of_one(torque):
+    rows = filled(Data(), 2).rows[200:]                         # torques of 0.5
+    for action in (torque, [torque]):
+        ours.start_from(rows[0])
+        np.testing.assert_allclose(env.step(action)[0], rows[0, 5:8], atol=1e-5)
+    data = Data()
+    data.update_data(Constant(torque))
+    assert (data.rows[:, 3] == 0.5).all()
 
 
 @pytest.mark.parametrize("last, terminated", [(5, True), (200, True), (5, False)])
 def test_an_end_is_terminal_only_where_the_environment_says_so(last, terminated, monkeypatch):
-    monkeypatch.setattr(env, "env", Ends(last, terminated))
+    steps = iter(range(1, last + 1))
+
+    def step(action):
+        ends = next(steps) == last
+        return np.zeros(3), -1.0, ends and terminated, ends and not terminated, {}
+
+    monkeypatch.setattr(env.unwrapped, "step", step)
     data = filled(Data())
     assert data.rows[:, 8].tolist() == [0] * (last - 1) + [terminated]
     assert data.rows[:, 9].tolist() == [0] * (last - 1) + [not terminated]
-    assert data.datas[-1][4] is terminated
 
 
-def test_show_draws_the_pendulum_as_it_is_now(monkeypatch):
+def test_show_replaces_the_picture_by_the_pendulum_as_it_is_now(monkeypatch):
+    """In a notebook, too, whose cell shows it."""
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    shown = []
+    shown, cells = [], []
+    display = types.SimpleNamespace(clear_output=lambda wait: cells.append(wait),
+                                    display=cells.append)
     monkeypatch.setattr(pyplot, "pause",
                         lambda seconds: shown.extend(pyplot.gca().images[0].get_array()[None]))
-    wrapper, _ = wrapper_at(1)
-    wrapper.show()
-    np.testing.assert_array_equal(shown[0], wrapper.env.render())
-    for _ in range(20):
-        wrapper.step([2.0])
-    wrapper.show()
+    for _ in range(2):
+        env.show()
+        np.testing.assert_array_equal(shown[-1], env.render())
+        env.step([2.0])
+        monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+        monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(display=display))
     assert (shown[0] != shown[1]).any()
-    assert len(pyplot.gca().images) <= 1            # no heap of old pictures, slower each time
+    assert len(pyplot.gca().images) == 1            # no heap of old pictures, slower each time
+    assert cells == [True, pyplot.gcf()]
     pyplot.close()
 
 
-# ---- the data ----
-
-def test_an_episode_is_the_agents_torques_and_what_pendulum_gave_for_them():
-    class Asked:
-        states = []
-
-        def get_action(self, state):
-            self.states.append(state)
-            return 0.01 * len(self.states)
-
-    agent, data = Asked(), Data()
-    data.update_data(agent)
-    assert data.rows.shape == (200, 10) and data.rows.dtype == np.float32 and len(data) == 200
-    np.testing.assert_array_equal(data.rows[:, :3], agent.states)
-    np.testing.assert_array_equal(data.rows[:-1, 5:8], data.rows[1:, :3])
-    np.testing.assert_allclose(data.rows[:, 3], 0.01 * np.arange(1, 201), rtol=1e-6)
-    reward, next_state = pendulum(data.rows[:, :3].astype(float), data.rows[:, 3].astype(float))
-    np.testing.assert_allclose(data.rows[:, 4], reward, atol=1e-4)
-    np.testing.assert_allclose(data.rows[:, 5:8], next_state, atol=1e-4)
-    assert data.rows[:, 8:].tolist() == [[0, 0]] * 199 + [[0, 1]]
-
-
-def test_datas_has_the_pages_rows_and_changes_nothing(printed):
+def test_datas_has_the_pages_rows_and_changes_nothing():
     data = filled(Data(), 2)
-    before = data.rows.copy()
-    assert len(data.datas) == 400
-    for k, row in enumerate(data.datas):
-        state, action, reward, next_state, over = row
+    before, datas = data.rows.copy(), data.datas
+    assert len(datas) == 400
+    for k, (state, action, reward, next_state, over) in enumerate(datas):
         assert (type(action), type(reward), over) == (float, float, False)
         np.testing.assert_array_equal([*state, action, reward, *next_state], data.rows[k, :8])
     with pytest.raises(AttributeError):
-        data.datas.pop(0)
-    with pytest.raises(AttributeError):
-        data.datas.append(data.datas[0])
+        datas.append(datas[0])
     with pytest.raises(AttributeError):
         data.datas = []
-    data.datas[0][0][:] = 0
+    assert [row[1] for row in datas[-3:-1]] == [0.5, 0.5] and len(datas[398:]) == 2
+    assert datas[200][1] == datas[-200][1] == 0.5 and datas[199][1] == 0
+    datas[0][0][:] = 0
     np.testing.assert_array_equal(data.rows, before)
-    ends = [row[4] for row in filled(printed(Data, ["timeout"])).datas]
-    assert ends == [False] * 199 + [True]
+    data.rows[5, 8] = 1
+    ends = np.array([row[4] for row in datas])
+    assert np.flatnonzero(ends).tolist() == [5]                 # the time limit is no end
+    AS_PRINTED.add("timeout")
+    ends = np.array([row[4] for row in datas])
+    assert np.flatnonzero(ends).tolist() == [5, 199, 399]
 
 
-@pytest.mark.parametrize("rows, b", [(200, None), (80, 16), (64, None), (5000, None)])
+def test_a_row_of_many_is_read_without_reading_all():
+    """All the tuples anew at each of these would take a minute."""
+    data = Data()
+    data.rows = np.zeros([20_000, 10], np.float32)
+    begun = time.process_time()
+    for i in range(500):
+        data.datas[i]
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("rows, b", [(80, 16), (64, None), (5000, None)])
 def test_sample_draws_every_row_equally_often_none_twice_and_keeps_rows_together(
         rows, b, monkeypatch):
     if b:
@@ -183,7 +166,7 @@ def test_sample_draws_every_row_equally_often_none_twice_and_keeps_rows_together
     data.rows = np.random.default_rng(0).random([rows, 10], np.float32)
     data.rows[:, 8] = np.arange(rows) % 3 == 0
     data.rows[:, 3] = np.arange(rows)                           # the action names its row
-    counts, draws = torch.zeros(rows), 1000
+    counts, draws = torch.zeros(rows), 500
     for _ in range(draws):
         sample = data.get_sample()
         assert [tuple(x.shape) for x in sample] == [(b, 3), (b, 1), (b, 1), (b, 3), (b, 1)]
@@ -200,24 +183,10 @@ def test_sample_draws_every_row_equally_often_none_twice_and_keeps_rows_together
         data.get_sample()
 
 
-@pytest.mark.parametrize("names, at_the_limit", [([], 0), (["timeout"], 64)])
-def test_the_time_limit_is_terminal_only_as_printed(names, at_the_limit, printed):
-    data = filled(printed(Data, names))
-    data.rows = np.repeat(data.rows[-1:], 64, axis=0)           # the episode's last step, 64 times
-    assert data.get_sample()[4].sum() == at_the_limit
-    data.rows[:, 8:] = [1, 0]
-    assert data.get_sample()[4].sum() == 64                     # a terminal state is, either way
-
-
-@pytest.mark.parametrize("most", [None, 300])
-def test_the_newest_rows_are_kept(most, monkeypatch):
-    if most:
-        monkeypatch.setattr(ours, "CAPACITY", most)
-    most, data = most or 100_000, Data()
-    data.rows = np.zeros([most - 100, 10], np.float32)
-    data.rows[:, 3] = np.arange(most - 100) + 10
-    data.update_data(Constant(0.5))
-    assert data.rows[:, 3].tolist() == [*range(110, most - 90), *[0.5] * 200]
+def test_the_newest_rows_are_kept(monkeypatch):
+    monkeypatch.setattr(ours, "CAPACITY", 300)
+    data = filled(Data(), 2)
+    assert data.rows[:, 3].tolist() == 100 * [0] + 200 * [0.5]
 
 
 def test_episodes_end_at_the_time_limit_and_at_terminal_states():
@@ -229,25 +198,20 @@ def test_episodes_end_at_the_time_limit_and_at_terminal_states():
     np.testing.assert_array_equal(np.concatenate(ours.episodes(data)), data.rows)
 
 
-@pytest.mark.parametrize("last", [0, 1, 2, 3, None])
-@pytest.mark.parametrize("n", [0, 2])
-def test_random_episodes_then_the_last_ones_are_chosen(last, n, printed):
+@pytest.mark.parametrize("last, n", [(0, 2), (2, 0), (2, 2), (None, 2), (None, 0)])
+def test_random_episodes_then_the_last_ones_are_chosen(last, n):
     """Random ones are what seed_everything and an agent of uniform torques give."""
-    class Uniform:
-        def get_action(self, state):
-            return random.uniform(-2, 2)
-
-    data = filled(printed(Data, ["timeout"]), 3).freeze()
+    uniform = types.SimpleNamespace(get_action=lambda state: random.uniform(-2, 2))
+    data = filled(Data(), 3).freeze()
     before = data.rows.tobytes()
     chosen = choose(data, last, n, seed=7)
     ours.seed_everything(7)
-    drawn = Data()
+    expected = Data()
     for _ in range(n):
-        drawn.update_data(Uniform())
+        expected.update_data(uniform)
     first = 0 if last is None else 600 - 200 * last
-    np.testing.assert_array_equal(chosen.rows, np.concatenate([drawn.rows, data.rows[first:]]))
+    np.testing.assert_array_equal(chosen.rows, np.concatenate([expected.rows, data.rows[first:]]))
     assert chosen.rows.dtype == np.float32 and not chosen.frozen
-    assert len(chosen) < 200 or chosen.datas[-1][4] is True     # the errata are the data's
     assert data.rows.tobytes() == before
     with pytest.raises(ours.UserError, match="--last 4: the data has 3 episodes"):
         choose(data, 4)
@@ -257,53 +221,29 @@ def test_frozen_data_cannot_change():
     data = filled(Data(), 2)
     free, rows, before = copy.deepcopy(data), data.rows, data.rows.tobytes()
     assert data.freeze() is data and data.frozen and not free.frozen
-    start = env.reset()
+    ours.start_from([1, 0, 0.5])
     for frozen in (data, copy.deepcopy(data)):
         with pytest.raises(RuntimeError, match="frozen"):
             frozen.update_data(Constant(0))
-    angle, speed = env.unwrapped.state                          # no step was played
-    np.testing.assert_allclose([math.cos(angle), math.sin(angle), speed], start, rtol=1e-5)
+    assert env.unwrapped.state.tolist() == [0, 0.5]             # no step was played
     with pytest.raises(ValueError, match="read-only"):
         data.rows[0] = 0
     rows[:] = 0                                                 # the old array is not the dataset's
+    for x in data.get_sample():
+        x.zero_()                                               # nor is a batch
     assert data.rows.tobytes() == before
     free.update_data(Constant(0))
     assert len(free) == 600
 
 
-@pytest.mark.parametrize("make", [CQL, SAC, BC])
-def test_offline_training_leaves_every_byte_of_the_data(make):
-    data = filled(Data(), 1).freeze()
-    before = data.rows.tobytes()
-    student = make()
-    for _ in range(5):
-        sample = data.get_sample()
-        student.train(*sample)
-        for x in sample:
-            x.zero_()                           # even a caller that writes into its batch
-    assert data.rows.tobytes() == before
-
-
-# ---- what an episode returns, promises and delivers ----
-
-def test_a_test_is_one_episode_of_the_agent_from_a_random_start(monkeypatch):
-    """Played again with the same seeds; it is shown step by step where that is asked for."""
-    agent, shown = SAC(), []
+def test_a_test_is_shown_step_by_step_where_that_is_asked_for(monkeypatch):
+    shown = []
     monkeypatch.setattr(ours, "EPISODE", 50)
     monkeypatch.setattr(env, "show", lambda: shown.append(env.step_n), raising=False)
-    ours.seed_everything(3)
-    returns = [agent.test(play=False)]
+    returns = {SAC().test(play=False)}
     assert shown == []
-    returns.append(agent.test(play=True))
-    assert shown == [*range(1, 51)]
-    ours.seed_everything(3)
-    for expected in returns:
-        state, total, over = env.reset(), 0.0, False
-        while not over:
-            state, reward, over, _ = env.step([agent.get_action(state)])
-            total += reward
-        assert type(expected) is float and expected == pytest.approx(total)
-    assert returns[0] != returns[1]
+    returns |= {SAC().test(play=True), 0.0}
+    assert shown == [*range(1, 51)] and len(returns) == 3       # from random starts
 
 
 @given(steps=st.integers(1, 60), gamma=st.floats(0.1, 0.99), scale=st.integers(1, 16))
@@ -321,58 +261,145 @@ def test_discounted_is_the_sum_and_a_tail(steps, gamma, scale):
         assert found[k] == pytest.approx(expected, abs=1e-9)
 
 
-@torch.no_grad()
-def silent():
-    """An agent whose policy is its mean: no noise."""
-    agent = SAC()
-    agent.model_action.fc_std[0].bias.fill_(-40)
-    agent.model_action.fc_std[0].weight.zero_()
-    return agent
+class Drawing(SAC):
+    """Chance of one's own: every generator acts in its torques."""
+
+    def get_action(self, state):
+        noise = random.random() + np.random.random() + ours.env.unwrapped.np_random.random()
+        return super().get_action(state) * 0.7 + noise * 0.2
 
 
 @pytest.mark.parametrize("steps", [30, 200])
-def test_promise_and_delivery_by_hand(steps, monkeypatch):
-    """One agent's episodes played again one by one, and the meter's sum written out."""
+@pytest.mark.parametrize("make", [SAC, Drawing])
+def test_an_evaluation_is_gyms_own_episodes_with_the_agents_torques(make, steps, monkeypatch):
+    """In gym's Pendulum-v1, with the meter's sum written out."""
     monkeypatch.setattr(ours, "EPISODE", steps)
-    agent, seeds = silent(), [11, 12, 13, 14]
+    agent, seeds = make(), [11, 12, 13]
     found = evaluate(agent, seeds)
-    assert [x.shape for x in found] == [(4,)] * 3
+    assert [x.shape for x in found] == [(3,)] * 3
+    pendulum = gym.make("Pendulum-v1", disable_env_checker=True).unwrapped
+    monkeypatch.setattr(ours, "env", pendulum)      # whose generator Drawing uses; it has no limit
     for k, seed in enumerate(seeds):
-        wrapper, state = wrapper_at(seed)
-        rewards, done = [], False
-        first = torch.tensor(state)[None], torch.tensor([[agent.get_action(state)]])
-        while not done:
-            state, reward, done, _ = wrapper.step([agent.get_action(state)])
+        torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+        state, _ = pendulum.reset(seed=seed)
+        start, torques, rewards = torch.tensor(state)[None], [], []
+        for _ in range(steps):
+            torques.append(agent.get_action(state))
+            state, reward, *_ = pendulum.step([torques[-1]])
             rewards.append(float(reward))
+        first = start, torch.tensor([[torques[0]]])
         scaled = [(reward + 8) / 8 for reward in rewards]
         tail = 0.99 ** steps / 0.01 * sum(scaled[-20:]) / 20
         delivered = sum(0.99 ** t * r for t, r in enumerate(scaled)) + tail
         promised = min(agent.model_value1(*first).item(), agent.model_value2(*first).item())
         expected = [sum(rewards), promised, delivered]
-        assert [x[k] for x in found] == pytest.approx(expected, abs=1e-2, rel=1e-5)
-    assert len(set(found[0])) == 4
+        assert [x[k] for x in found] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_test_has_the_policys_noise_the_same_every_time_and_leaves_training_alone():
-    """Whatever the state of all chance is before: an evaluation puts it back."""
-    agent, results, after = SAC(), [], []
-    for seed in (5, 5, 6):
+@pytest.mark.parametrize("measure", [
+    lambda agent: [x.tolist() for x in evaluate(agent, [1, 2])],
+    lambda agent: ours.deliver(agent, [1, 0, 0], 0.5, episodes=2),
+    lambda agent: ours.step_from([1, 0, 0], 0.5)[0]])
+def test_a_measure_is_the_same_each_time_and_leaves_all_chance_as_it_was(measure):
+    agent, results = Drawing(), []
+    for seed in (5, 6):
         ours.seed_everything(seed)
-        results.append(evaluate(agent, [1, 2]))
-        after.append([*torch.rand(2).tolist(), random.random(), np.random.random(),
-                      *env.reset().tolist()])
+        results.append(measure(agent))
+        after = drawn()
         ours.seed_everything(seed)
-        without = [*torch.rand(2).tolist(), random.random(), after[-1][3], *env.reset().tolist()]
-        assert after[-1] == without
-    assert same([x.tolist() for x in results[0]], [x.tolist() for x in results[2]])
-    other = evaluate(agent, [4, 5])
-    assert all((once != again).all() for once, again in zip(results[0], other))
-    quiet = silent()
-    for name in ("model_value1", "model_value2"):
-        getattr(quiet, name).load_state_dict(getattr(agent, name).state_dict())
-    quiet.model_action.fc_state.load_state_dict(agent.model_action.fc_state.state_dict())
-    quiet.model_action.fc_mu.load_state_dict(agent.model_action.fc_mu.state_dict())
-    assert (abs(evaluate(quiet, [1, 2])[0] - results[0][0]) > 1).all()
+        assert after == drawn()
+    assert results[0] == results[1]
+
+
+class Halved(gym.Wrapper):
+    """Half of the reward."""
+
+    def step(self, action):
+        state, reward, over, info = self.env.step(action)
+        return state, reward / 2, over, info
+
+
+class Fast(gym.Wrapper):
+    """Faster than 3 rad/s is a terminal state."""
+
+    def step(self, action):
+        state, reward, over, info = self.env.step(action)
+        return state, reward, over or abs(state[2]) > 3, info
+
+
+class Pushing(SAC):
+    """An own way to act: along the speed, with half of the torque."""
+
+    def get_action(self, state):
+        return 1.0 if state[2] > 0 else -1.0
+
+
+EDITS = {"none": {}, "gravity": {"g": 0.0}, "mass": {"m": 2.0}, "reward": {"share": 0.5},
+         "end": {"fastest": 3}, "EPISODE": {"limit": 400}}
+
+
+def edited_rewards(state, torque=None, g=10.0, m=1.0, share=1, fastest=9, limit=200):
+    """Gym's own Pendulum with an edit, pushed by Pushing: the rewards from a state on."""
+    pendulum = gym.make("Pendulum-v1", disable_env_checker=True).unwrapped
+    pendulum.reset()
+    pendulum.g, pendulum.m = g, m
+    pendulum.state = np.array([math.atan2(state[1], state[0]), state[2]])
+    rewards = []
+    while len(rewards) < limit:
+        push = Pushing.get_action(None, state) if torque is None else torque
+        state, reward, *_ = pendulum.step([push])
+        torque = None
+        rewards.append(share * float(reward))
+        if abs(state[2]) > fastest:
+            break
+    return rewards
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_world_is_in_every_number(name, monkeypatch, tmp_path):
+    """Tests, data, delivery, and what a dataset is checked by."""
+    edit, agent, data = EDITS[name], Pushing(), Data()
+    with monkeypatch.context() as world:
+        for attribute in {"g", "m"} & edit.keys():
+            world.setattr(env.unwrapped, attribute, edit[attribute])
+        if name in ("reward", "end"):
+            world.setattr(ours, "env", {"reward": Halved, "end": Fast}[name](env))
+        world.setattr(ours, "EPISODE", edit.get("limit", 200))
+        for k in range(5, 8):
+            expected = edited_rewards(ours.seed_everything(k), **edit)
+            returned, _, delivered = evaluate(agent, [k])
+            assert returned[0] == pytest.approx(sum(expected), rel=1e-4)
+            assert delivered[0] == pytest.approx(
+                ours.discounted(expected, name == "end"), rel=1e-4)
+            ours.seed_everything(k)
+            start = env.reset()
+            ours.seed_everything(k)
+            assert agent.test(play=False) == pytest.approx(
+                sum(edited_rewards(start, **edit)), rel=1e-4)
+        while len(data) < 100:
+            n = len(data)
+            data.update_data(agent)
+            expected = edited_rewards(data.rows[n, :3], **edit)
+            np.testing.assert_allclose(data.rows[n:, 4], expected, rtol=1e-3, atol=1e-4)
+        state = data.rows[0, :3]
+        assert ours.deliver(agent, state, 0.5) == pytest.approx(
+            ours.discounted(edited_rewards(state, 0.5, **edit), name == "end"), rel=1e-4)
+        ours.save_dataset(tmp_path / "data.npz", data)
+        np.testing.assert_array_equal(ours.load_dataset(tmp_path / "data.npz").rows, data.rows)
+        assert np.isfinite(ours.possible()).all()
+        assert ours.possible()[0] == pytest.approx(
+            (8 - edit.get("share", 1) * (math.pi ** 2 + 6.404)) / 8 * 100)
+    if name in ("none", "EPISODE"):
+        ours.load_dataset(tmp_path / "data.npz")
+    else:
+        with pytest.raises(ours.UserError, match="is not what env gives"):
+            ours.load_dataset(tmp_path / "data.npz")
+
+
+def test_without_a_discount_nothing_goes_on_for_ever(monkeypatch):
+    monkeypatch.setattr(ours, "GAMMA", 1)
+    assert ours.discounted([-8, 0, -4]) == pytest.approx(0 + 1 + 0.5)
+    assert ours.possible() == (-math.inf, math.inf)
 
 
 def test_a_runs_starts_are_its_seeds_and_its_purposes():
@@ -381,8 +408,6 @@ def test_a_runs_starts_are_its_seeds_and_its_purposes():
     assert not set(starts) & set(Run(None, 8).starts(0, 10))
     assert not set(starts) & set(Run(None, 7).starts(1, 100))
 
-
-# ---- the two loops ----
 
 class Counted(BC):
     """Keeps, for each update, how many rows there were and what it was given."""
@@ -396,25 +421,25 @@ class Counted(BC):
         self.given.append(rows[1][:, 0])
 
 
-@pytest.mark.parametrize("epochs, tested", [(1, [0]), (11, [0, 10]), (12, [0, 10, 11])])
+@pytest.mark.parametrize("epochs, tested", [(1, [0]), (12, [0, 10, 11])])
 def test_the_teachers_loop_plays_then_trains_and_tests_every_tenth_epoch(
         epochs, tested, monkeypatch, capsys):
     monkeypatch.setattr(ours, "EPISODE", 64)
     monkeypatch.setattr(ours, "UPDATES", 3)
     data = Data()
     teacher = Counted(data)
-    run = begun("teacher", teacher, data)
+    run = Run(None, 0)
     ours.train_teacher(teacher, data, epochs, run)
     assert teacher.sizes == [64 * (epoch + 1) for epoch in range(epochs) for _ in range(3)]
     assert [(row["stage"], row["step"]) for row in run.log] == [("teacher", k) for k in tested]
     returns, _, delivered = evaluate(teacher, run.starts(0, 10))
     for row in run.log:
-        assert row["return"] == pytest.approx(returns.mean())
-        assert row["delivered"] == pytest.approx(delivered.mean())
+        assert row["return"] == pytest.approx(returns.mean(), abs=1e-3)
+        assert row["delivered"] == pytest.approx(delivered.mean(), abs=1e-3)
     assert f"{returns.mean():.1f}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("steps, tested", [(1, [0]), (2500, [0, 2000, 2499]), (2001, [0, 2000])])
+@pytest.mark.parametrize("steps, tested", [(1, [0]), (2500, [0, 2000, 2499])])
 def test_the_students_loop_trains_on_each_batch_and_tests_every_2000_updates(
         steps, tested, monkeypatch):
     """The data's batches, one for each update, and nothing added."""
@@ -422,7 +447,7 @@ def test_the_students_loop_trains_on_each_batch_and_tests_every_2000_updates(
     data = Data()
     data.rows = np.random.default_rng(0).random([70, 10], np.float32)
     student = Counted(data)
-    run = begun("student", student, data)
+    run = Run(None, 0)
     ours.seed_everything(5)
     ours.train_student(student, data, steps, run)
     ours.seed_everything(5)
@@ -435,15 +460,18 @@ def test_the_loops_train_real_agents(monkeypatch):
     """And their tests are of the agent as it is then."""
     monkeypatch.setattr(ours, "UPDATES", 2)
     data, teacher, student = Data(), SAC(), CQL()
-    for agent, train, stage in ((teacher, ours.train_teacher, "teacher"),
-                                (student, ours.train_student, "student")):
+    monkeypatch.setattr(ours, "EPISODE", 64)
+    for agent, train in ((teacher, ours.train_teacher), (student, ours.train_student)):
         before = numbers(agent)
-        run = begun(stage, agent, data)
+        run = Run(None, 0)
         train(agent, data, 2, run)
         after = numbers(agent)
         assert not any(same(before[name], after[name]) for name in ("model_action", *CRITICS))
         assert [row["step"] for row in run.log] == [0, 1]
         assert run.log[1]["promised"] == pytest.approx(
-            evaluate(agent, run.starts(0, 10))[1].mean())
+            evaluate(agent, run.starts(0, 10))[1].mean(), abs=1e-3)
+        assert run.log[1]["temperature"] == pytest.approx(agent.alpha.exp().item(), abs=1e-6)
+        for name, value in agent.logged.items():
+            assert run.log[1][name] == pytest.approx(value.item(), abs=1e-6)
         assert run.log[0]["promised"] != run.log[1]["promised"]
-    assert len(data) == 400
+    assert len(data) == 128 and "penalty" in student.logged

@@ -8,13 +8,15 @@ critics that never move -539, -620, -494; a policy without steps stays; one that
 way is NaN. The line is drawn at -100.
 """
 import math
+import types
 
 import numpy as np
 import pytest
 import torch
 
 import cql_pendulum as ours
-from conftest import cql, pendulum
+from conftest import cql
+from measure import pendulum
 
 
 @pytest.fixture
@@ -63,11 +65,7 @@ def learn(make, data, updates, measure):
     return before, measure(student)
 
 
-def light_cql():
-    return cql(0.1)
-
-
-@pytest.mark.parametrize("make", [ours.SAC, light_cql])
+@pytest.mark.parametrize("make", [ours.SAC, lambda: cql(0.1)])
 def test_a_student_learns_to_balance_from_random_torques_alone(make, quick):
     before, after = learn(make, near_upright(), 500, balance)
     assert before < -350
@@ -105,13 +103,6 @@ def preference(student, data):
     return (value - student.model_value1(rows[:, :3], random_torques)).mean().item()
 
 
-class Pump:
-    """Push along the speed, always with 2 N m."""
-
-    def get_action(self, state):
-        return math.copysign(2.0, state[2])
-
-
 def test_cql_prefers_the_datas_torques_and_sac_does_not():
     """The page's claim, on five episodes in which every torque is the same function of the state.
 
@@ -119,12 +110,11 @@ def test_cql_prefers_the_datas_torques_and_sac_does_not():
     30, 22, 21 and SAC 0.2, 0.2, 0.3."""
     ours.seed_everything(0)
     data = ours.Data()
+    pump = types.SimpleNamespace(get_action=lambda state: math.copysign(2.0, state[2]))
     for _ in range(5):
-        data.update_data(Pump())
+        data.update_data(pump)
     data.freeze()
     _, cql = learn(ours.CQL, data, 80, lambda student: preference(student, data))
     _, sac = learn(ours.SAC, data, 80, lambda student: preference(student, data))
     assert cql > 10
     assert abs(sac) < 1
-
-

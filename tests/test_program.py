@@ -1,9 +1,8 @@
 """The command as its user meets it: what it prints, its files, its pictures, its options."""
-import copy
+import argparse
 import io
 import json
 import math
-import pathlib
 import re
 import statistics
 import subprocess
@@ -16,8 +15,8 @@ import torch
 
 import cql_pendulum as ours
 from conftest import (
-    FILES, TOP, Constant, choose, content, log, no_pictures, numbers, printed_tests, same,
-    steps_in, table, with_seed)
+    FILES, TOP, filled, log, numbers, printed_tests, same, steps_in,
+    table, with_seed)
 
 
 def starts(seed, purpose, n):
@@ -35,43 +34,42 @@ def rows_of(out):
     return ours.load_dataset(out / "dataset.npz").rows
 
 
-# ---- the whole main job ----
-
 def test_main_job_end_to_end(whole):
     out, text = whole
     assert {file.name for file in out.iterdir()} == FILES
-    steps = ["teacher 0", "teacher 1", "student 0", "student 69"]
-    assert [" ".join(line.split()[:2]) for line in text.splitlines()[:4]] == steps
-    assert steps_in(out) == steps
-    assert text.splitlines()[-1] == "all files: run"
-    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    steps = ["teacher 0", "teacher 1", "student 0", "student 6"]
+    lines = [line for line in text.splitlines()[:6] if "return" not in line]
+    assert [" ".join(line.split()[:2]) for line in lines] == steps == steps_in(out)
+    assert text.splitlines()[-1] == f"all files: {out}"
     with np.load(out / "dataset.npz") as data:
         assert {name: (array.dtype.name, array.shape) for name, array in data.items()} == {
-            "observations": ("float32", (400, 3)), "actions": ("float32", (400, 1)),
-            "rewards": ("float32", (400,)), "next_observations": ("float32", (400, 3)),
-            "terminals": ("bool", (400,)), "timeouts": ("bool", (400,))}
-        returns = data["rewards"].astype(float).reshape(2, 200).sum(axis=1)
-    assert list(table(text)) == ["the data", "the teacher", "the student"]
+            "observations": ("float32", (40, 3)), "actions": ("float32", (40, 1)),
+            "rewards": ("float32", (40,)), "next_observations": ("float32", (40, 3)),
+            "terminals": ("bool", (40,)), "timeouts": ("bool", (40,))}
+        returns = data["rewards"].astype(float).reshape(2, 20).sum(axis=1)
     assert table(text)["the data"] == pytest.approx(row_of(returns.tolist()), abs=0.051)
     config = json.loads((out / "config.json").read_text())
-    assert config["argv"] == ["--epochs", "2", "--steps", "70", "--out", "run"]
+    assert config["argv"] == ["--epochs", "2", "--steps", "7", "--out", str(out)]
     assert config["versions"] == {"gym": ours.gym.__version__, "numpy": np.__version__,
                                   "torch": torch.__version__}
+    assert config["constants"]["EPISODE"] == 20
 
 
 def test_the_log_is_what_was_printed(whole):
     out, text = whole
-    for row, line in zip(log(out), text.splitlines()):
-        said = re.fullmatch(r"(teacher|student) +(\d+)   return +(-\d+\.\d)   "
-                            r"promised +(-?\d+\.\d\d)   delivered +(-?\d+\.\d\d)", line)
-        assert said, line
-        assert said.groups()[:2] == (row["stage"], row["step"])
-        for k, name, digit in ((3, "return", 0.1), (4, "promised", 0.01), (5, "delivered", 0.01)):
-            assert float(said[k]) == pytest.approx(float(row[name]), abs=0.51 * digit)
+    lines = [line for line in text.splitlines()[:6] if "return" not in line]
+    for row, line in zip(log(out), lines, strict=True):
+        assert list(row) == ["stage", "step", "return", "promised", "delivered", "seconds",
+                             "temperature", "squared_error", "penalty"]
+        stage, step, *said = line.split()
+        assert (stage, step) == (row["stage"], row["step"])
+        for value, name, digit in zip(said, ("return", "promised", "delivered"), (0.1, 0.01, 0.01)):
+            assert float(value) == pytest.approx(float(row[name]), abs=0.51 * digit)
+        assert bool(row["penalty"]) == (stage == "student")
 
 
 @pytest.mark.parametrize("who, kind", [("teacher", ours.SAC), ("student", ours.CQL)])
-def test_saved_agents_are_the_tested_ones(whole, who, kind):
+def test_saved_agents_are_the_tested_ones(whole, who, kind, small):
     out, text = whole
     agent = ours.load_agent(out / f"{who}.pt")
     assert type(agent) is kind
@@ -82,19 +80,6 @@ def test_saved_agents_are_the_tested_ones(whole, who, kind):
     kept = [float(last[name]) for name in ("return", "promised", "delivered")]
     assert kept == pytest.approx(means, abs=0.00051)
 
-
-def test_the_saved_dataset_gives_the_same_student(whole, tmp_path, program, monkeypatch):
-    no_pictures(ours, monkeypatch)
-    out = tmp_path / "run"
-    text = program("--dataset", whole[0] / "dataset.npz", "--steps", 70, "--out", out)
-    assert printed_tests(text)[:2] == printed_tests(whole[1])[2:4]
-    theirs = table(whole[1])
-    assert table(text) == {who: theirs[who] for who in ("the data", "the student")}
-    assert (out / "dataset.npz").read_bytes() == (whole[0] / "dataset.npz").read_bytes()
-    assert same(*(numbers(ours.load_agent(folder / "student.pt")) for folder in (out, whole[0])))
-
-
-# ---- options reach what they name ----
 
 def test_the_seed_makes_the_first_weights_and_the_starts(untrained, tmp_path, program):
     first = {}
@@ -121,156 +106,194 @@ def test_each_student_is_of_its_class_and_weight(
     assert type(student) is kind
     assert getattr(student, "weight", None) == weight
     assert type(ours.load_agent(out / "teacher.pt")) is ours.SAC
-    assert list(log(out)[-1])[:5] == ["stage", "step", "return", "promised", "delivered"]
-    assert ("promised        -" in text) == (kind is ours.BC)
+    assert (text.split("student       0")[1].split()[1] == "-") == (kind is ours.BC)
 
 
-@pytest.mark.parametrize("kind, typed, restored", [
-    ("cql", [], set()), ("cql", ["--as-printed"], set(ours.ERRATA)),
-    ("sac", ["--as-printed", "timeout"], {"timeout"}), ("bc", ["--as-printed"], set(ours.ERRATA)),
-    ("cql", ["--as-printed", "sign", "--as-printed", "range"], {"sign", "range"})])
-def test_as_printed_reaches_all(typed, restored, kind, untrained, tmp_path, program, monkeypatch):
-    """Agents, data, and those of a resumed run."""
+@pytest.mark.parametrize("typed, restored", [
+    ([], set()), (["--as-printed"], set(ours.ERRATA)),
+    (["--as-printed", "sign", "--as-printed", "timeout"], {"sign", "timeout"})])
+def test_as_printed_reaches_all(typed, restored, untrained, tmp_path, program, monkeypatch):
+    """Agents, data, and those of a resumed run; and not the next one in a session."""
     seen = []
 
     def train(agent, state, action, reward, next_state, over):
-        seen.append((agent.as_printed, agent.model_action.as_printed, bool(over.any())))
+        seen.append((set(ours.AS_PRINTED), bool(over.any())))
 
     monkeypatch.setattr(ours.SAC, "train", train)
-    monkeypatch.setattr(ours.BC, "train", train)
     monkeypatch.setattr(ours, "UPDATES", 20)
     out = tmp_path / "run"
-    program("--epochs", 1, "--steps", 20, "--student", kind, *typed, "--out", out)
+    text = program("--epochs", 1, "--steps", 20, *typed, "--out", out)
+    assert f"as printed: {', '.join(sorted(restored))}\n" in text or not restored
     (out / "checkpoint.pt").unlink()
-    (out / "student.pt").unlink()
+    ours.AS_PRINTED.add("range")
     program("--resume", out)
     for part in (seen[:20], seen[20:40], seen[40:]):
-        assert len(part) == 20
-        assert {names for *both, _ in part for names in both} == {frozenset(restored)}
+        assert len(part) == 20 and all(names == restored for names, _ in part)
         assert any(over for *_, over in part) == ("timeout" in restored)
-    assert type(ours.load_agent(out / "student.pt")).__name__ == kind.upper()
+    program("--epochs", 1, "--steps", 1, "--as-printed", "jacobian", "--out", tmp_path / "next")
+    assert ours.AS_PRINTED == {"jacobian"}
+    assert ours.parse_options([]).as_printed == ["jacobian"]            # what the file says
 
 
-@pytest.mark.parametrize("typed", [["--last", 2], ["--random", 2], ["--random", 2, "--last", 1]])
-@pytest.mark.parametrize("given", [True, False])
-def test_random_and_last_of_a_teacher_or_a_dataset(given, typed, untrained, tmp_path, program):
-    arguments = ["--epochs", 3, "--steps", 1, "--seed", 5]
-    program(*arguments, "--out", tmp_path / "all")
-    everything = rows_of(tmp_path / "all")
-    assert len(everything) == 60
-    if given:
-        arguments = ["--dataset", tmp_path / "all" / "dataset.npz", *arguments[2:]]
-    text = program(*arguments, *typed, "--out", tmp_path / "run")
-    chance = choose(ours.Data(), random=2 * ("--random" in typed), seed=5).rows
-    last = typed[-1] if "--last" in typed else 3
-    kept = rows_of(tmp_path / "run")
-    np.testing.assert_array_equal(kept[len(chance):], everything[60 - 20 * last:])
-    np.testing.assert_array_equal(kept[:len(chance)], chance)
-    assert table(text)["the data"][0] == len(chance) / 20 + last
-    assert ("the teacher" in table(text)) != given
-
-
-def test_the_student_gets_frozen_data(untrained, tmp_path, program, monkeypatch):
-    seen = []
-    learn = ours.train_student
-
-    def train_student(student, data, steps, run):
-        seen.append(data)
-        learn(student, data, steps, run)
-
-    monkeypatch.setattr(ours, "train_student", train_student)
-    program("--epochs", 1, "--steps", 1, "--out", tmp_path / "run")
-    with pytest.raises(RuntimeError, match="frozen"):
-        seen[0].update_data(Constant(0))
-    with pytest.raises(ValueError, match="read-only"):
-        seen[0].rows[0, 0] = 1
-
-
-def test_the_main_job_runs_on_one_thread():
-    """And without subnormal numbers; whatever the machine offers, in a process of its own."""
-    code = ("import torch, cql_pendulum as ours\n"
-            "tiny = lambda: (torch.ones(1) * 1e-40).item()\n"
-            "ours.play = lambda *_: print(torch.get_num_threads(), tiny())\n"
-            "torch.set_num_threads(2)\n"
-            "ours.main(['--play', 'x'])")
+def test_as_it_is_imported():
+    """One thread, no subnormal numbers, no erratum; in a process of its own."""
+    code = ("import torch; torch.set_num_threads(2); import cql_pendulum as ours\n"
+            "print(torch.get_num_threads(), (torch.ones(1) * 1e-40).item(), ours.AS_PRINTED)")
     done = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True)
-    assert done.stdout.split() == ["1", "0.0"], done.stderr
+    assert done.stdout == "1 0.0 set()\n", done.stderr
 
-
-# ---- what is printed, and when ----
 
 def test_defaults_are_the_pages():
     options = ours.parse_options([])
     assert (options.epochs, options.steps, options.student, options.seed) == (100, 50_000, "cql", 0)
-    assert (options.random, options.last, ours.CQL().weight) == (0, None, 5)
-    assert not options.as_printed
+    assert (options.random, options.last, options.weight) == (0, None, 5)
+    assert not options.as_printed and list(ours.ERRATA) == ["jacobian", "sign", "range", "timeout"]
     assert (ours.BATCH, ours.CAPACITY, ours.EPISODE, ours.UPDATES) == (64, 100_000, 200, 200)
+    assert [len(p) for p in ours.CQL().model_value1.parameters()] == [128, 128, 128, 128, 1, 1]
 
 
-def test_default_folders_are_new(untrained, tmp_path, program, monkeypatch):
+def test_folders_are_new_and_those_that_were_named(untrained, tmp_path, program, monkeypatch):
+    """The next that is free is taken where it is made; ~ is home."""
     monkeypatch.chdir(tmp_path)
-    for k in (1, 2):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "runs" / "sac-seed4-1").mkdir(parents=True)
+    for k in (2, 3):
         text = program("--epochs", 1, "--steps", 1, "--student", "sac", "--seed", 4)
         assert text.splitlines()[-1] == f"all files: runs/sac-seed4-{k}"
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"sac-seed4-1", "sac-seed4-2"}
-    program("--epochs", 1, "--steps", 1, "--out", tmp_path / "new" / "folder")
-    assert (tmp_path / "new" / "folder" / "student.pt").exists()
+    program("--last=0", "--random", 1, "--steps", 1, "--out", "~/new/folder")
+    assert {x.name for x in (tmp_path / "home/new/folder").iterdir()} == FILES - {"teacher.pt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "home"}
+
+
+def test_a_promise_that_is_impossible_is_said_once(small, tmp_path, program, monkeypatch):
+    for promise, words in (
+            (500.0, "promised 500, but a policy delivers -103 to 100; try --student cql or data"),
+            (-200.0, "try --student bc, a lighter --weight")):
+        monkeypatch.setattr(ours, "evaluate", lambda agent, seeds: (
+            np.zeros(len(seeds)), np.full(len(seeds), promise), np.zeros(len(seeds))))
+        text = program("--epochs", 1, "--steps", 9, "--out", tmp_path / str(promise))
+        note, = re.findall("note: .*", text)
+        assert words in note and text.index(note) > text.index("student")
+    for promise in (-102.0, 99.9):
+        ours.Run(None, 0).warn(promise)
+    ours.Run(None, 0).warn(100.1)
+
+
+def test_episodes_of_another_length_are_noted(small, tmp_path, program):
+    data = filled(ours.Data(), 3)
+    data.rows[4, 9] = 1
+    ours.save_dataset(tmp_path / "data.npz", data)
+    text = program("--dataset", tmp_path / "data.npz", "--steps", 1, "--out", tmp_path / "run")
+    assert "note: the data's episodes have 5 to 20 steps, the limit is 20 here" in text
 
 
 class Terminal(io.StringIO):
+    flushed = ""
+
     def isatty(self):
         return True
 
+    def flush(self):
+        self.flushed = self.getvalue()
 
-def test_progress_bars_on_a_terminal(untrained, tmp_path, monkeypatch):
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
+
+def test_on_a_terminal(untrained, tmp_path, monkeypatch):
+    """Progress bars, the tests' lines above them, and each line at once."""
+    terminal, error = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", error)
     ours.main(["--epochs", "2", "--steps", "3", "--out", str(tmp_path / "run")])
-    shown = terminal.getvalue()
-    assert "teacher:" in shown and "/2 [" in shown
-    assert re.search(r"[\r\n]teacher +0 +return", shown)             # not behind the bar
-    assert "student:" in shown and "/3 [" in shown
+    assert re.search("teacher: .*/2 .*student: .*/3 ", error.getvalue(), re.DOTALL)
+    assert "\nteacher       0 " in terminal.getvalue()
+    assert terminal.flushed == terminal.getvalue()
 
 
-# ---- optional packages, and another gym ----
+def failing(*_, **__):
+    raise RuntimeError("a bad\nsetting of its own")
 
-@pytest.mark.parametrize("missing", ["tqdm", "matplotlib", "pygame", "PIL.Image"])
-def test_without_an_optional_package(missing, small, tmp_path, program, monkeypatch):
-    """One line of notice, and the same numbers."""
-    without = {"tqdm": "no progress bars", "matplotlib": "no curves.png"}
+
+@pytest.mark.parametrize("package, broken", [
+    ("tqdm", None), ("matplotlib.figure", None), ("tqdm", "tqdm.tqdm.__init__"),
+    ("matplotlib.figure", "matplotlib.figure.Figure.savefig"), ("pygame", None)])
+def test_without_an_optional_package(package, broken, small, tmp_path, program, monkeypatch):
+    """It is missing, or fails in whatever way: a line of notice, and the same numbers."""
     arguments = ["--epochs", 1, "--steps", 3, "--out"]
     with_all = program(*arguments, tmp_path / "all")
-    monkeypatch.setitem(sys.modules, missing, None)
-    ours.optional.cache_clear()
+    if broken:
+        monkeypatch.setattr(broken, failing)
+    else:
+        monkeypatch.setitem(sys.modules, package, None)
     text = program(*arguments, tmp_path / "run")
-    if missing in without:
-        note, = re.findall(r"note: .*", text)
-        assert note.startswith(f"note: {without[missing]} (") and missing in note
+    without = {"tqdm": "no progress bars", "matplotlib.figure": "no curves.png"}
+    if package in without:
+        cause = "RuntimeError: a bad setting of its own" if broken else f".*{package}.*"
+        for note in re.findall("note: .*", text):
+            assert re.fullmatch(rf"note: {without[package]} \({cause}\)", note)
+        assert text.count("note: ") == (2 if package == "tqdm" else 1)      # for each bar
     else:
         played = program("--play", tmp_path / "run" / "student.pt")
-        assert re.fullmatch(rf"note: no animation \(.*{missing}.*\)\nreturn -\d+\.\d\n", played)
-    ours.optional.cache_clear()
+        assert re.fullmatch(rf"note: no animation \(.*{package}.*\)\nreturn -\d+\.\d\n", played)
     assert printed_tests(text) == printed_tests(with_all)
     assert {file.name for file in (tmp_path / "run").iterdir()} == (
-        FILES - {"curves.png"} if missing == "matplotlib" else FILES)
+        FILES - {"curves.png"} if package == "matplotlib.figure" else FILES)
 
 
-# ---- the animation ----
+@pytest.mark.parametrize("argv, ends", [
+    (["/x/ipykernel_launcher.py", "-f", "kernel.json"], "asked []"),
+    (["cql_pendulum.py", "--seed", "1"], "asked ['--seed', '1']"),
+    (["cql_pendulum.py", "--play", "a"], "cql_pendulum.py: a: is damaged, or does not fit: .*size"),
+    (["cql_pendulum.py", "--resume", "b"], "cql_pendulum.py: b/config.json: No such file or dir"),
+    (["cql_pendulum.py", "--steps", "9"], 130)])
+def test_as_a_script_and_pasted_into_a_cell(argv, ends, tmp_path, monkeypatch):
+    """The options that main gets; a user's mistake is one line, Ctrl-C none."""
+    parse_args = argparse.ArgumentParser.parse_args
 
-def test_play_shows_the_episode_that_it_played(whole, tmp_path, program, monkeypatch):
+    def asked(parser, argv):
+        if argv == ["--steps", "9"]:
+            raise KeyboardInterrupt
+        if argv[:1] in (["--play"], ["--resume"]):
+            return parse_args(parser, argv)
+        sys.exit(f"asked {argv}")
+
+    monkeypatch.chdir(tmp_path)
+    agent = ours.SAC()
+    agent.model_action.fc_mu = torch.nn.Linear(7, 1)            # torch says that in several lines
+    ours.save_agent("a", agent)
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", asked)
+    with pytest.raises(SystemExit) as stop:
+        exec((TOP / "cql_pendulum.py").read_text(), {"__name__": "__main__"})
+    if ends == 130:
+        assert stop.value.code == 130
+    else:
+        assert re.match(re.escape(ends).replace(r"\.\*", ".*"), stop.value.code)
+        assert "\n" not in stop.value.code
+
+
+def test_main_without_arguments_is_the_main_job(untrained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    for name in ("train_teacher", "train_student"):
+        def fewer(agent, data, n, run, train=getattr(ours, name)):
+            asked.append((type(agent), n))
+            train(agent, data, 1, run)
+        monkeypatch.setattr(ours, name, fewer)
+    monkeypatch.setattr(sys, "argv", ["pytest", "--nonsense"])
+    ours.main()
+    assert asked == [(ours.SAC, 100), (ours.CQL, 50_000)]
+    assert capsys.readouterr().out.splitlines()[-1] == "all files: runs/cql-seed0-1"
+
+
+def test_play_shows_the_episode_that_it_played(whole, small, tmp_path, program, monkeypatch):
     from PIL import Image
     monkeypatch.setattr(ours, "EPISODE", 30)
-    monkeypatch.setattr(ours.env, "show", ours.env.show, raising=False)     # put back afterwards
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     path = tmp_path / "agent.pt"
     path.write_bytes((whole[0] / "checkpoint.pt").read_bytes())     # a checkpoint will do
-    before = content(tmp_path)
     agent = ours.load_agent(path)
-    shown = {}
-    for seed in ([], ["--seed", 0], ["--seed", 4]):
-        said = program("--play", path, *seed).splitlines()
-        ours.seed_everything(seed[1] if seed else 0)
+    for seed in (0, 4):
+        said = program("--play", path, *["--seed", seed][:seed]).splitlines()   # 0 is the default
+        ours.seed_everything(seed)
         state, total, over, pictures = ours.env.reset(), 0.0, False, []
         while not over:
             state, reward, over, _ = ours.env.step([agent.get_action(state)])
@@ -280,19 +303,15 @@ def test_play_shows_the_episode_that_it_played(whole, tmp_path, program, monkeyp
         with Image.open(f"{path}.gif") as gif:
             assert (gif.n_frames, gif.size) == (30, (250, 250))
             assert (gif.info["duration"], gif.info["loop"]) == (50, 0)
-            for k in (0, 12, 29):
-                gif.seek(k)
-                frame = np.asarray(gif.convert("RGB")).astype(int)
-                wrong = [abs(frame - picture).mean() for picture in pictures]
-                assert np.argmin(wrong) == k and wrong[k] < 0.5
-        shown[str(seed)] = total
-    assert len(set(shown.values())) == 2
-    after = content(tmp_path)
-    after.pop(pathlib.Path(f"{path}.gif"))
-    assert after == before
+            gif.seek(12)
+            frame = np.asarray(gif.convert("RGB")).astype(int)
+            wrong = [abs(frame - picture).mean() for picture in pictures]
+            assert np.argmin(wrong) == 12 and wrong[12] < 0.5
+    monkeypatch.setattr(ours.SAC, "get_action", failing)
+    with pytest.raises(RuntimeError):
+        program("--play", path)
+    assert "show" not in vars(ours.env)                             # what shows is put back
 
-
-# ---- the picture ----
 
 @pytest.fixture
 def figure():
@@ -305,71 +324,93 @@ def curves(axes):
             for line in axes.lines}
 
 
-def legend(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()]
-
-
-NAMES = "stage", "step", "return", "promised", "delivered", "seconds"
-LOG = [dict(zip(NAMES, row)) for row in (
-    ("teacher", 0, -1500.0, 1.0, 2.0, 9.0), ("teacher", 10, -230.0, 3.0, 4.0, 9.5),
-    ("student", 0, -1400.0, 5.0, 6.0, 9.0), ("student", 2000, -300.0, 7.0, 8.5, 9.5))]
+COLUMNS = "stage", "step", "return", "promised", "delivered", "temperature", "squared_error"
+LOG = [dict(zip(COLUMNS, row)) for row in (
+    ("teacher", 0, -1500.0, 1.0, 2.0, 0.1, 5.0), ("teacher", 10, -230.0, 3.0, 4.0, 0.2, 5.0),
+    ("student", 0, -1400.0, 5.0, 6.0, 0.3, 7.0), ("student", 2000, -300.0, 7.0, 8.5, 0.4, 8.0))]
+LOG[2]["penalty"], LOG[3]["penalty"] = 4.5, -0.5
 
 
 def test_the_picture_of_the_tests(figure, monkeypatch):
     monkeypatch.setattr(ours, "GAMMA", 0.95)
     ours.draw_tests(figure, LOG, -850.0)
-    teacher, student, promise = figure.axes
-    assert [(x.get_title(), x.get_xlabel(), x.get_ylabel()) for x in figure.axes] == [
-        ("Teacher, online", "epoch", "return of an episode"),
-        ("Student, offline", "update", "return of an episode"),
-        ("Promised and delivered", "update", "discounted sum of (reward + 8) / 8")]
+    teacher, student, promise, penalty = figure.axes
+    steps = [0, 2000]
     assert list(curves(teacher).values()) == [[[0, 10], [-1500, -230]]]
-    assert curves(student) == {"student": [[0, 2000], [-1400, -300]],
-                               "the data": [[0, 1], [-850, -850]],
-                               "the teacher's last test": [[0, 1], [-230, -230]]}
-    assert curves(promise) == {"promised": [[0, 2000], [5, 7]], "delivered": [[0, 2000], [6, 8.5]],
-                               "the most possible": [[0, 1], [pytest.approx(20)] * 2]}
-    for axes in (student, promise):
-        assert legend(axes) == list(curves(axes))
+    assert curves(student) == {"student": [steps, [-1400, -300]],
+                               "the data": [[0, 1], [-850, -850]]}
+    drawn = curves(promise)
+    assert drawn.pop("promised") == [steps, [5, 7]] and drawn.pop("delivered") == [steps, [6, 8.5]]
+    least = (8 - math.pi ** 2 - 6.404) / 8 * 20
+    assert [y for _, y in drawn.values()] == [[pytest.approx(least)] * 2, [pytest.approx(20)] * 2]
+    assert curves(penalty) == {"penalty: logsumexp minus Q of the data": [steps, [4.5, -0.5]],
+                               "squared error": [steps, [7, 8]], "temperature": [steps, [0.3, 0.4]]}
+    for axes, labels in ((student, 2), (promise, 2), (penalty, 3)):
+        shown = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert shown == list(curves(axes))[:labels]
+    monkeypatch.setattr(ours, "GAMMA", 1)
     figure.clear()
-    ours.draw_tests(figure, LOG[2:], -850.0)
-    assert list(curves(figure.axes[1])) == ["student", "the data"]
+    ours.draw_tests(figure, LOG, -850.0)
+    assert len(figure.axes[2].lines) == 2                       # nothing is impossible then
+
+
+def test_the_picture_of_the_critic(figure, monkeypatch):
+    """Maps over angle and speed with the data's states; and one state, torque by torque."""
+    delivered = {}
+
+    def deliver(agent, state, torque):
+        delivered[torque] = (agent, *state)
+        return 3 * torque
+
+    monkeypatch.setattr(ours, "EPISODE", 10)
+    monkeypatch.setattr(ours, "deliver", deliver)
+    student, data = ours.CQL(), filled(ours.Data(), 5)
+    fastest = abs(data.rows[:, 2]).max()
+    data.rows = np.concatenate([*[data.rows] * 20, data.rows[:1]])  # 20 rows near each state
+    data.rows[-1, 2] = 7.9                                      # faster, but alone
+    ours.draw_critic(figure, data, student)
+
+    def policy(state):
+        return student.model_action.mean_action(torch.tensor(state, dtype=torch.float32)[None])
+
+    def critic(state, torque=None):
+        torque = policy(state) if torque is None else torch.tensor([[float(torque)]])
+        row = torch.tensor(state, dtype=torch.float32)[None], torque
+        return torch.min(student.model_value1(*row), student.model_value2(*row))
+
+    with torch.no_grad():
+        for axes, value in zip(figure.axes, (policy, critic)):
+            mesh, = axes.collections
+            for i, j in ((0, 0), (3, 50), (70, 20), (80, 90)):
+                angle, speed = mesh.get_coordinates()[i:i + 2, j:j + 2].mean(axis=(0, 1))
+                angle = math.radians(angle)
+                expected = value([math.cos(angle), math.sin(angle), speed]).item()
+                assert np.asarray(mesh.get_array())[i, j] == pytest.approx(expected, abs=1e-4)
+            dots, = curves(axes).values()
+            expected = np.degrees(np.arctan2(data.rows[:, 1], data.rows[:, 0])), data.rows[:, 2]
+            np.testing.assert_allclose(dots, expected, rtol=1e-5)
+        drawn, torques = curves(figure.axes[2]), np.linspace(-2, 2, 21).tolist()
+        (agent, *state), = set(delivered.values())
+        assert agent is student and abs(state[2]) == fastest and list(delivered) == torques
+        assert drawn["delivered"] == [torques, [3 * torque for torque in torques]]
+        assert drawn["promised"] == [torques, pytest.approx(
+            [critic(state, torque).item() for torque in torques], abs=1e-5)]
+        near = (abs(data.rows[:, :3] - np.float32(state)) < 0.3).all(axis=1)
+        assert drawn["the data's"][0] == data.rows[near, 3].tolist()
+        assert drawn["the policy's mean"][0] == [pytest.approx(policy(state).item(), abs=1e-5)]
 
 
 def test_the_png_is_of_this_run_and_its_trained_student(small, tmp_path, program, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(ours, "draw_tests", lambda figure, log, mean: drawn.update(
-        log=copy.deepcopy(log), mean=mean))
-    monkeypatch.setattr(ours, "draw_torques", lambda figure, data, student: drawn.update(
-        rows=data.rows, student=numbers(student)))
-    out = tmp_path / "run"
-    text = program("--epochs", 2, "--steps", 4, "--out", out)
-    assert same(drawn["student"], numbers(ours.load_agent(out / "student.pt")))
-    assert not same(drawn["student"], numbers(with_seed(0, ours.CQL)))
-    np.testing.assert_array_equal(drawn["rows"], rows_of(out))
-    assert [f"{row['stage']} {row['step']}" for row in drawn["log"]] == steps_in(out)
-    assert drawn["mean"] == pytest.approx(table(text)["the data"][1], abs=0.051)
-    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-# ---- what is written about it ----
-
-def test_help_explains_every_option(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit) as stop:
-        ours.main(["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    entries = re.split(r"\n  (?=-)", text.split("options:")[1])[1:]
-    named = {re.search(r"--([a-z-]+)", entry)[1]: " ".join(entry.split()) for entry in entries}
-    options = vars(ours.parse_options([]))
-    assert named.keys() == {"help", *(name.replace("_", "-") for name in options)}
-    assert all(len(entry.split()) >= 4 for entry in named.values())
-    for name in ("seed", "epochs", "steps", "student", "random"):
-        assert f"({options[name]})" in named[name]
-    assert f"({ours.WEIGHT})" in named["weight"] and "{cql,sac,bc}" in named["student"]
-    assert "(all)" in named["last"] and "(none)" in named["as-printed"]
-    assert all(name in named["as-printed"] for name in ours.ERRATA)
+    drawn = []
+    monkeypatch.setattr(ours, "draw_tests", lambda figure, *given: drawn.extend(given))
+    monkeypatch.setattr(ours, "draw_critic", lambda figure, *given: drawn.extend(given))
+    text = program("--epochs", 2, "--steps", 4, "--out", tmp_path / "run")
+    tests, mean, data, student = drawn
+    assert data.frozen and not data.rows.flags.writeable
+    assert same(numbers(student), numbers(ours.load_agent(tmp_path / "run" / "student.pt")))
+    np.testing.assert_array_equal(data.rows, rows_of(tmp_path / "run"))
+    assert [f"{row['stage']} {row['step']}" for row in tests] == steps_in(tmp_path / "run")
+    assert mean == pytest.approx(table(text)["the data"][1], abs=0.051)
 
 
 def test_readme_links_to_the_errata():
