@@ -433,10 +433,10 @@ def main(argv=()):
 
     if options.resume:
         options = saved_options(options.resume)
-    set_constants({"AS_PRINTED": options.as_printed})
     if options.dataset:                                 # no teacher: somebody's recording
         data = choose_episodes(load_dataset(options.dataset, check=not options.resume), options)
     run = open_run(options, argv)
+    set_constants({"AS_PRINTED": options.as_printed})
     try:
         if not options.dataset:
             data = Data()
@@ -566,7 +566,8 @@ def open_run(options, argv):
                 advice += f", or go on with the run in it: {command('--resume', out)}"
             raise UserError(f"{out}: {error.strerror}; {advice}") from None
     versions = {package.__name__: package.__version__ for package in (gym, np, torch)}
-    config = {"argv": [*map(str, argv)], "constants": constants(), "versions": versions}
+    config = {"argv": [*map(str, argv)], "versions": versions,
+              "constants": {**constants(), "AS_PRINTED": options.as_printed}}
     with whole_file(out / "config.json") as file:
         file.write(json.dumps(config, indent=1).encode())
     return Run(out, options.seed)
