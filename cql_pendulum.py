@@ -582,7 +582,7 @@ def saved_options(folder):
         set_constants(saved)
         options = parse_options(config["argv"])
     edited = [f"{name} {saved[name]} (here {x})" for name, x in here.items()
-              if saved.get(name, x) != x]
+              if saved.get(name, x) != x and name != "AS_PRINTED"]     # that is said anyway
     if edited:
         say(f"note: this run goes on with its own {', '.join(edited)}")
     options.resume = folder
