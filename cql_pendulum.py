@@ -425,19 +425,20 @@ def discounted(rewards, terminal=False):
 def main(argv=()):
     """The story: a teacher learns online, its data are frozen, a student learns from them alone.
     argv is a list of options, as typed behind the script's name."""
-    before = constants()
     options = parse_options([str(word) for word in argv])
     if options.play:
         play(options.play, options.seed)
         return
 
-    if options.resume:
-        options = saved_options(options.resume)
-    if options.dataset:                                 # no teacher: somebody's recording
-        data = choose_episodes(load_dataset(options.dataset, check=not options.resume), options)
-    run = open_run(options, argv)
-    set_constants({"AS_PRINTED": options.as_printed})
+    before, run = constants(), None
     try:
+        if options.resume:
+            options = saved_options(options.resume)
+        if options.dataset:                             # no teacher: somebody's recording
+            data = load_dataset(options.dataset, check=not options.resume)
+            data = choose_episodes(data, options)
+        run = open_run(options, argv)
+        set_constants({"AS_PRINTED": options.as_printed})
         if not options.dataset:
             data = Data()
             if options.last != 0:                       # --last 0: random torques alone
@@ -459,7 +460,8 @@ def main(argv=()):
         run.finish(student)
         report(run, data, student)
     except KeyboardInterrupt:
-        say(f"stopped; to go on: {command('--resume', run.out)}")
+        if run:
+            say(f"stopped; to go on: {command('--resume', run.out)}")
         raise
     finally:
         set_constants(before)                           # for what else is done in a notebook
