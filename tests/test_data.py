@@ -101,26 +101,32 @@ def test_an_end_is_terminal_only_where_the_environment_says_so(last, terminated,
 
 
 def test_show_replaces_the_picture_by_the_pendulum_as_it_is_now(monkeypatch):
-    """In a notebook, too, whose cell shows it."""
+    """In a window; and in a notebook, whose cell shows one picture that changes."""
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    shown, cells = [], []
-    display = types.SimpleNamespace(clear_output=lambda wait: cells.append(wait),
-                                    display=cells.append)
-    monkeypatch.setattr(pyplot, "pause",
-                        lambda seconds: shown.extend(pyplot.gca().images[0].get_array()[None]))
+    shown = []
+
+    def showing(how):
+        def show(figure, display_id=None):
+            image, = figure.axes[0].images          # no heap of old pictures, slower each time
+            np.testing.assert_array_equal(image.get_array(), env.render())
+            shown.append((how, display_id))
+        return show
+
+    display = types.SimpleNamespace(display=showing("new"), update_display=showing("in its place"))
+    monkeypatch.setattr(pyplot, "pause", lambda seconds: showing("window")(pyplot.gcf()))
     for _ in range(2):
-        env.show()
-        np.testing.assert_array_equal(shown[-1], env.render())
-        env.step([2.0])
+        env.reset()
+        for _ in range(3):
+            env.step([2.0])
+            env.show()
         monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
         monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(display=display))
-    assert (shown[0] != shown[1]).any()
-    assert len(pyplot.gca().images) == 1            # no heap of old pictures, slower each time
-    assert cells == [True, pyplot.gcf()]
-    pyplot.close()
+    assert shown == 3 * [("window", None)] + [("new", "pendulum")] + 2 * [
+        ("in its place", "pendulum")]
+    assert not pyplot.get_fignums()                 # else the cell would show it once more
 
 
 def test_datas_has_the_pages_rows_and_changes_nothing():
@@ -280,7 +286,7 @@ def test_an_evaluation_is_gyms_own_episodes_with_the_agents_torques(make, steps,
     pendulum = gym.make("Pendulum-v1", disable_env_checker=True).unwrapped
     monkeypatch.setattr(ours, "env", pendulum)      # whose generator Drawing uses; it has no limit
     for k, seed in enumerate(seeds):
-        torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+        torch.manual_seed(seed), random.seed(seed), np.random.seed([seed, 1])
         state, _ = pendulum.reset(seed=seed)
         start, torques, rewards = torch.tensor(state)[None], [], []
         for _ in range(steps):
@@ -299,7 +305,8 @@ def test_an_evaluation_is_gyms_own_episodes_with_the_agents_torques(make, steps,
 @pytest.mark.parametrize("measure", [
     lambda agent: [x.tolist() for x in evaluate(agent, [1, 2])],
     lambda agent: ours.deliver(agent, [1, 0, 0], 0.5, episodes=2),
-    lambda agent: ours.step_from([1, 0, 0], 0.5)[0]])
+    lambda agent: ours.mean_torque(agent, [[1, 0, 0], [0, 1, 5]]).tolist(),
+    lambda agent: ours.possible()])
 def test_a_measure_is_the_same_each_time_and_leaves_all_chance_as_it_was(measure):
     agent, results = Drawing(), []
     for seed in (5, 6):
@@ -386,6 +393,11 @@ def test_an_edited_world_is_in_every_number(name, monkeypatch, tmp_path):
             ours.discounted(edited_rewards(state, 0.5, **edit), name == "end"), rel=1e-4)
         ours.save_dataset(tmp_path / "data.npz", data)
         np.testing.assert_array_equal(ours.load_dataset(tmp_path / "data.npz").rows, data.rows)
+        if name == "end":
+            data.rows[-1, 8] = 0
+            ours.save_dataset(tmp_path / "open.npz", data)
+            with pytest.raises(ours.UserError, match="env ends here; put True in terminals"):
+                ours.load_dataset(tmp_path / "open.npz")
         assert np.isfinite(ours.possible()).all()
         assert ours.possible()[0] == pytest.approx(
             (8 - edit.get("share", 1) * (math.pi ** 2 + 6.404)) / 8 * 100)
@@ -399,7 +411,7 @@ def test_an_edited_world_is_in_every_number(name, monkeypatch, tmp_path):
 def test_without_a_discount_nothing_goes_on_for_ever(monkeypatch):
     monkeypatch.setattr(ours, "GAMMA", 1)
     assert ours.discounted([-8, 0, -4]) == pytest.approx(0 + 1 + 0.5)
-    assert ours.possible() == (-math.inf, math.inf)
+    assert ours.possible() == [-math.inf, math.inf]
 
 
 def test_a_runs_starts_are_its_seeds_and_its_purposes():
