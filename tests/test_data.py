@@ -4,19 +4,16 @@ import math
 import random
 import re
 import sys
-import time
 import types
 
 import gym
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import cql_pendulum as ours
-from conftest import CRITICS, Constant, choose, filled, numbers, same
-from cql_pendulum import AS_PRINTED, BC, CQL, SAC, Data, Run, env, evaluate
+from conftest import Constant, choose, filled
+from cql_pendulum import AS_PRINTED, BC, SAC, Data, Run, env, evaluate
 
 PAGE_LOOPS = '''
 teacher = SAC()
@@ -152,16 +149,6 @@ def test_datas_has_the_pages_rows_and_changes_nothing():
     assert np.flatnonzero(ends).tolist() == [5, 199, 399]
 
 
-def test_a_row_of_many_is_read_without_reading_all():
-    """All the tuples anew at each of these would take a minute."""
-    data = Data()
-    data.rows = np.zeros([20_000, 10], np.float32)
-    begun = time.process_time()
-    for i in range(500):
-        data.datas[i]
-    assert time.process_time() - begun < 5
-
-
 @pytest.mark.parametrize("rows, b", [(80, 16), (64, None), (5000, None)])
 def test_sample_draws_every_row_equally_often_none_twice_and_keeps_rows_together(
         rows, b, monkeypatch):
@@ -252,13 +239,12 @@ def test_a_test_is_shown_step_by_step_where_that_is_asked_for(monkeypatch):
     assert shown == [*range(1, 51)] and len(returns) == 3       # from random starts
 
 
-@given(steps=st.integers(1, 60), gamma=st.floats(0.1, 0.99), scale=st.integers(1, 16))
-def test_discounted_is_the_sum_and_a_tail(steps, gamma, scale):
+@pytest.mark.parametrize("steps, gamma, scale", [(1, 0.1, 1), (20, 0.7, 16), (60, 0.99, 8)])
+def test_discounted_is_the_sum_and_a_tail(steps, gamma, scale, monkeypatch):
     rewards = np.random.default_rng(steps).uniform(-17, 0, [steps, 2])
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(ours, "GAMMA", gamma)
-        monkeypatch.setattr(ours, "SCALE", scale)
-        found = ours.discounted(rewards)
+    monkeypatch.setattr(ours, "GAMMA", gamma)
+    monkeypatch.setattr(ours, "SCALE", scale)
+    found = ours.discounted(rewards)
     for k in range(2):
         scaled = [(row[k] + scale) / scale for row in rewards]
         end = scaled[-20:]
@@ -466,24 +452,3 @@ def test_the_students_loop_trains_on_each_batch_and_tests_every_2000_updates(
     assert student.sizes == [70] * steps
     assert all(torch.equal(data.get_sample()[1][:, 0], rows) for rows in student.given)
     assert [(row["stage"], row["step"]) for row in run.log] == [("student", i) for i in tested]
-
-
-def test_the_loops_train_real_agents(monkeypatch):
-    """And their tests are of the agent as it is then."""
-    monkeypatch.setattr(ours, "UPDATES", 2)
-    data, teacher, student = Data(), SAC(), CQL()
-    monkeypatch.setattr(ours, "EPISODE", 64)
-    for agent, train in ((teacher, ours.train_teacher), (student, ours.train_student)):
-        before = numbers(agent)
-        run = Run(None, 0)
-        train(agent, data, 2, run)
-        after = numbers(agent)
-        assert not any(same(before[name], after[name]) for name in ("model_action", *CRITICS))
-        assert [row["step"] for row in run.log] == [0, 1]
-        assert run.log[1]["promised"] == pytest.approx(
-            evaluate(agent, run.starts(0, 10))[1].mean(), abs=1e-3)
-        assert run.log[1]["temperature"] == pytest.approx(agent.alpha.exp().item(), abs=1e-6)
-        for name, value in agent.logged.items():
-            assert run.log[1][name] == pytest.approx(value.item(), abs=1e-6)
-        assert run.log[0]["promised"] != run.log[1]["promised"]
-    assert len(data) == 128 and "penalty" in student.logged

@@ -249,7 +249,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(k, small, tmp_path, progr
         return found
 
     monkeypatch.setattr(ours, "evaluate", diverged)
-    with pytest.raises(ours.UserError, match="the student has diverged, at 5: return .*; its last check"):
+    with pytest.raises(ours.UserError, match="the student has diverged, at 5: return .*; its last"):
         program("--epochs", 1, "--steps", 6, "--out", out)
     assert steps_in(out) == ["teacher 0", "student 0"]
     monkeypatch.setattr(ours, "evaluate", evaluate)

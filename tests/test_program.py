@@ -80,8 +80,8 @@ def test_saved_agents_are_the_tested_ones(whole, who, kind, small):
     assert table(text)[f"the {who}"] == pytest.approx(row_of(returns.tolist()), abs=0.051)
     means = [x.mean() for x in ours.evaluate(agent, starts(0, 0, 10))]
     last = [row for row in log(out) if row["stage"] == who][-1]
-    kept = [float(last[name]) for name in ("return", "promised", "delivered")]
-    assert kept == pytest.approx(means, abs=0.00051)
+    kept = [float(last[name]) for name in ("return", "promised", "delivered", "temperature")]
+    assert kept == pytest.approx([*means, agent.alpha.exp().item()], abs=0.00051)
 
 
 def test_the_seed_makes_the_first_weights_and_the_starts(untrained, tmp_path, program):
