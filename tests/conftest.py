@@ -17,12 +17,9 @@ sys.path[:0] = [str(TOP), str(TOP / "study")]
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
 
 import cql_pendulum as ours  # noqa: E402
 
-settings.register_profile("ours", deadline=None, derandomize=True, database=None)
-settings.load_profile("ours")
 FILES = {"checkpoint.pt", "config.json", "curves.png", "dataset.npz", "log.csv", "student.pt",
          "teacher.pt"}
 CRITICS = ["model_value1", "model_value2", "model_value_next1", "model_value_next2"]

@@ -4,19 +4,16 @@ import math
 import random
 import re
 import sys
-import time
 import types
 
 import gym
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import cql_pendulum as ours
-from conftest import CRITICS, Constant, choose, filled, numbers, same
-from cql_pendulum import AS_PRINTED, BC, CQL, SAC, Data, Run, env, evaluate
+from conftest import Constant, choose, filled
+from cql_pendulum import AS_PRINTED, BC, SAC, Data, Run, env, evaluate
 
 PAGE_LOOPS = '''
 teacher = SAC()
@@ -101,26 +98,32 @@ def test_an_end_is_terminal_only_where_the_environment_says_so(last, terminated,
 
 
 def test_show_replaces_the_picture_by_the_pendulum_as_it_is_now(monkeypatch):
-    """In a notebook, too, whose cell shows it."""
+    """In a window; and in a notebook, whose cell shows one picture that changes."""
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    shown, cells = [], []
-    display = types.SimpleNamespace(clear_output=lambda wait: cells.append(wait),
-                                    display=cells.append)
-    monkeypatch.setattr(pyplot, "pause",
-                        lambda seconds: shown.extend(pyplot.gca().images[0].get_array()[None]))
+    shown = []
+
+    def showing(how):
+        def show(figure, display_id=None):
+            image, = figure.axes[0].images          # no heap of old pictures, slower each time
+            np.testing.assert_array_equal(image.get_array(), env.render())
+            shown.append((how, display_id))
+        return show
+
+    display = types.SimpleNamespace(display=showing("new"), update_display=showing("in its place"))
+    monkeypatch.setattr(pyplot, "pause", lambda seconds: showing("window")(pyplot.gcf()))
     for _ in range(2):
-        env.show()
-        np.testing.assert_array_equal(shown[-1], env.render())
-        env.step([2.0])
+        env.reset()
+        for _ in range(3):
+            env.step([2.0])
+            env.show()
         monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
         monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(display=display))
-    assert (shown[0] != shown[1]).any()
-    assert len(pyplot.gca().images) == 1            # no heap of old pictures, slower each time
-    assert cells == [True, pyplot.gcf()]
-    pyplot.close()
+    assert shown == 3 * [("window", None)] + [("new", "pendulum")] + 2 * [
+        ("in its place", "pendulum")]
+    assert not pyplot.get_fignums()                 # else the cell would show it once more
 
 
 def test_datas_has_the_pages_rows_and_changes_nothing():
@@ -144,16 +147,6 @@ def test_datas_has_the_pages_rows_and_changes_nothing():
     AS_PRINTED.add("timeout")
     ends = np.array([row[4] for row in datas])
     assert np.flatnonzero(ends).tolist() == [5, 199, 399]
-
-
-def test_a_row_of_many_is_read_without_reading_all():
-    """All the tuples anew at each of these would take a minute."""
-    data = Data()
-    data.rows = np.zeros([20_000, 10], np.float32)
-    begun = time.process_time()
-    for i in range(500):
-        data.datas[i]
-    assert time.process_time() - begun < 5
 
 
 @pytest.mark.parametrize("rows, b", [(80, 16), (64, None), (5000, None)])
@@ -246,13 +239,12 @@ def test_a_test_is_shown_step_by_step_where_that_is_asked_for(monkeypatch):
     assert shown == [*range(1, 51)] and len(returns) == 3       # from random starts
 
 
-@given(steps=st.integers(1, 60), gamma=st.floats(0.1, 0.99), scale=st.integers(1, 16))
-def test_discounted_is_the_sum_and_a_tail(steps, gamma, scale):
+@pytest.mark.parametrize("steps, gamma, scale", [(1, 0.1, 1), (20, 0.7, 16), (60, 0.99, 8)])
+def test_discounted_is_the_sum_and_a_tail(steps, gamma, scale, monkeypatch):
     rewards = np.random.default_rng(steps).uniform(-17, 0, [steps, 2])
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(ours, "GAMMA", gamma)
-        monkeypatch.setattr(ours, "SCALE", scale)
-        found = ours.discounted(rewards)
+    monkeypatch.setattr(ours, "GAMMA", gamma)
+    monkeypatch.setattr(ours, "SCALE", scale)
+    found = ours.discounted(rewards)
     for k in range(2):
         scaled = [(row[k] + scale) / scale for row in rewards]
         end = scaled[-20:]
@@ -280,7 +272,7 @@ def test_an_evaluation_is_gyms_own_episodes_with_the_agents_torques(make, steps,
     pendulum = gym.make("Pendulum-v1", disable_env_checker=True).unwrapped
     monkeypatch.setattr(ours, "env", pendulum)      # whose generator Drawing uses; it has no limit
     for k, seed in enumerate(seeds):
-        torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+        torch.manual_seed(seed), random.seed(seed), np.random.seed([seed, 1])
         state, _ = pendulum.reset(seed=seed)
         start, torques, rewards = torch.tensor(state)[None], [], []
         for _ in range(steps):
@@ -299,7 +291,8 @@ def test_an_evaluation_is_gyms_own_episodes_with_the_agents_torques(make, steps,
 @pytest.mark.parametrize("measure", [
     lambda agent: [x.tolist() for x in evaluate(agent, [1, 2])],
     lambda agent: ours.deliver(agent, [1, 0, 0], 0.5, episodes=2),
-    lambda agent: ours.step_from([1, 0, 0], 0.5)[0]])
+    lambda agent: ours.mean_torque(agent, [[1, 0, 0], [0, 1, 5]]).tolist(),
+    lambda agent: ours.possible()])
 def test_a_measure_is_the_same_each_time_and_leaves_all_chance_as_it_was(measure):
     agent, results = Drawing(), []
     for seed in (5, 6):
@@ -386,6 +379,11 @@ def test_an_edited_world_is_in_every_number(name, monkeypatch, tmp_path):
             ours.discounted(edited_rewards(state, 0.5, **edit), name == "end"), rel=1e-4)
         ours.save_dataset(tmp_path / "data.npz", data)
         np.testing.assert_array_equal(ours.load_dataset(tmp_path / "data.npz").rows, data.rows)
+        if name == "end":
+            data.rows[-1, 8] = 0
+            ours.save_dataset(tmp_path / "open.npz", data)
+            with pytest.raises(ours.UserError, match="env ends here; put True in terminals"):
+                ours.load_dataset(tmp_path / "open.npz")
         assert np.isfinite(ours.possible()).all()
         assert ours.possible()[0] == pytest.approx(
             (8 - edit.get("share", 1) * (math.pi ** 2 + 6.404)) / 8 * 100)
@@ -399,7 +397,7 @@ def test_an_edited_world_is_in_every_number(name, monkeypatch, tmp_path):
 def test_without_a_discount_nothing_goes_on_for_ever(monkeypatch):
     monkeypatch.setattr(ours, "GAMMA", 1)
     assert ours.discounted([-8, 0, -4]) == pytest.approx(0 + 1 + 0.5)
-    assert ours.possible() == (-math.inf, math.inf)
+    assert ours.possible() == [-math.inf, math.inf]
 
 
 def test_a_runs_starts_are_its_seeds_and_its_purposes():
@@ -454,24 +452,3 @@ def test_the_students_loop_trains_on_each_batch_and_tests_every_2000_updates(
     assert student.sizes == [70] * steps
     assert all(torch.equal(data.get_sample()[1][:, 0], rows) for rows in student.given)
     assert [(row["stage"], row["step"]) for row in run.log] == [("student", i) for i in tested]
-
-
-def test_the_loops_train_real_agents(monkeypatch):
-    """And their tests are of the agent as it is then."""
-    monkeypatch.setattr(ours, "UPDATES", 2)
-    data, teacher, student = Data(), SAC(), CQL()
-    monkeypatch.setattr(ours, "EPISODE", 64)
-    for agent, train in ((teacher, ours.train_teacher), (student, ours.train_student)):
-        before = numbers(agent)
-        run = Run(None, 0)
-        train(agent, data, 2, run)
-        after = numbers(agent)
-        assert not any(same(before[name], after[name]) for name in ("model_action", *CRITICS))
-        assert [row["step"] for row in run.log] == [0, 1]
-        assert run.log[1]["promised"] == pytest.approx(
-            evaluate(agent, run.starts(0, 10))[1].mean(), abs=1e-3)
-        assert run.log[1]["temperature"] == pytest.approx(agent.alpha.exp().item(), abs=1e-6)
-        for name, value in agent.logged.items():
-            assert run.log[1][name] == pytest.approx(value.item(), abs=1e-6)
-        assert run.log[0]["promised"] != run.log[1]["promised"]
-    assert len(data) == 128 and "penalty" in student.logged

@@ -69,6 +69,25 @@ def read_d3rlpy(dataset, npz):
     np.savez(npz, **dict(zip(NAMES, map(np.concatenate, zip(*parts)))))
 
 
+def executed(beginning, *names):
+    """What the one python block with this first line has made, in one of these files."""
+    text = "\n".join((TOP / name).read_text() for name in names)
+    lines, = re.findall(rf"```python\n({beginning}.*?)```", text, re.DOTALL)
+    scope = {}
+    exec(lines, scope)
+    return scope
+
+
+def test_readmes_own_agent_records_a_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = executed("import cql_pendulum as c", "README.md")
+    file, = tmp_path.iterdir()
+    rows = ours.load_dataset(file).rows
+    np.testing.assert_array_equal(rows, scope["data"].rows)
+    assert rows[:, 3].tolist() == [
+        np.float32(scope["Mine"]().get_action(row[:3])) for row in rows]
+
+
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
     """A dataset.npz of three episodes, in the folder that is worked in."""
@@ -91,11 +110,8 @@ def test_hdf5_and_minari_there_and_back_without_loss(dataset):
 
 @pytest.mark.filterwarnings("ignore")
 def test_readmes_lines_train_d3rlpys_cql_on_it(dataset):
-    """Exactly README's lines; and what d3rlpy made of the data, read back."""
-    readme = (TOP / "README.md").read_text()
-    lines, = re.findall(r"```python\n(import d3rlpy\n.*?)```", readme, re.DOTALL)
-    scope = {}
-    exec(lines, scope)
+    """Exactly study/README's lines; and what d3rlpy made of the data, read back."""
+    scope = executed("import d3rlpy", "README.md", "study/README.md")
     episodes = scope["dataset"].episodes
     assert [(len(episode), episode.terminated) for episode in episodes] == [(200, False)] * 3
     np.testing.assert_allclose([episode.compute_return() for episode in episodes],

@@ -63,7 +63,8 @@ def refused(capsys, monkeypatch):
     (f"--seed {2 ** 32}", f"--seed {2 ** 32}: give a number from 0 to {2 ** 32 - 1}"),
     ("--weight -0.1", "--weight -0.1: give a number from 0"),
     ("--weight nan", "--weight nan: give a number"),
-    ("--last 0", "--last 0 leaves no data; add --random N"),
+    ("--last 0", "--last 0 is for random torques alone: add --random N, leave out --dataset"),
+    ("--last 0 --random 1 --dataset d.npz", "--last 0 is for random torques alone"),
     ("--last 11 --epochs 10", "--last 11: give a number from 0 to 10"),
     ("--random 501", "--random 501: give a number from 0 to 500"),
     ("--weight 0 --student bc", "--weight is for --student cql"),
@@ -142,17 +143,17 @@ def changed(code, row):
 @pytest.mark.parametrize("change, words", [
     (changed("rows[:, 3] /= 2", 0), "torques are divided by 2; multiply actions by 2"),
     (changed("rows[[99, 199], 8:] = 1, 0", 99), "a time limit belongs in timeouts"),
-    (changed("rows[100, 3:8] = 0, 0, *rows[101, :3]", 100), "drop the row behind each end"),
+    (changed("rows[100, 3:8] = 0, 0, *rows[101, :3]", 100), "drop the rows whose reward is 0"),
     (changed("rows[99, 5:8] = rows[100, :3]", 99), "the last state is in final_obs"),
     (moved_as_in_v0, "as in Pendulum-v0; use -v1"),
     (changed("rows[::3, 3] = 2.25", 0), "a torque of 2.250; clip actions to 2 N m"),
     (changed("rows[4, 3] = -2.001", 4), "a torque of -2.001; clip actions to 2 N m"),
     (changed("rows[:, 4] = rows[:, 4] / 8 + 1", 0), "undo it, or change MyWrapper's"),
-    (changed("rows[0, 4] = 0", 0), "reward 0.0000, here -"),
+    (changed("rows[0, 4] = -1", 0), "reward -1.0000, here -"),
     (changed("rows[:, 7] *= 0.99", 0), "another pendulum moved it; make its changes"),
     (changed("rows[:, :3] *= 0.5; rows[:, 5:8] *= 0.5", 0),
      "must be (cos angle, sin angle, speed in rad/s), not scaled"),
-    (changed("rows[7, 4:8] = 1", 7), "neither reward nor next state follow"),
+    (changed("rows[7, 4:8] = 1", 7), "reward and next state do not follow"),
     (changed("rows[:, 7] = rows[:, 4]", 0), "another pendulum moved it"),
 ])
 def test_a_foreign_recording_is_told_its_cause(change, words, tmp_path):
@@ -248,7 +249,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(k, small, tmp_path, progr
         return found
 
     monkeypatch.setattr(ours, "evaluate", diverged)
-    with pytest.raises(ours.UserError, match="the student has diverged, at 5: return .*; try"):
+    with pytest.raises(ours.UserError, match="the student has diverged, at 5: return .*; its last"):
         program("--epochs", 1, "--steps", 6, "--out", out)
     assert steps_in(out) == ["teacher 0", "student 0"]
     monkeypatch.setattr(ours, "evaluate", evaluate)
@@ -413,6 +414,7 @@ def test_a_run_goes_on_with_its_own_constants(killed, tmp_path, program, monkeyp
     text = program("--resume", tmp_path / "run")
     assert ("\nnote: this run goes on with its own LR_VALUE 0.003 (here 1.0), "
             "GAMMA 0.99 (here 0.5), WEIGHT 5.0 (here 7.0)\n") in text
+    assert (ours.LR_VALUE, ours.GAMMA, ours.WEIGHT) == (1.0, 0.5, 7.0)      # put back
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 

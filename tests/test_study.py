@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 
 import cql_pendulum as ours
 import measure
+import notebook
+import peers
 import pictures
 import recordings
 import report
@@ -89,35 +91,11 @@ def honest(agent, more=lambda torque: 0 * torque):
     return critic(agent, exact)
 
 
-def test_pendulum_is_gyms():
-    rng = np.random.default_rng(0)
-    angle, speed, torque = (rng.uniform(-most, most, 300) for most in (math.pi, 8, 2))
-    angle[:50] = np.radians(180 - rng.uniform(-1e-3, 1e-3, 50))
-    speed[50:100] = rng.choice([-8, 8, 7.99, -7.99], 50)
-    state = np.stack([np.cos(angle), np.sin(angle), speed], axis=1)
-    reward, following = measure.pendulum(state, torque)
-    assert (abs(following[:, 2]) == 8).sum() > 10                   # some speeds are clipped
-    env = ours.MyWrapper().unwrapped
-    for k in range(300):
-        env.state = np.array([angle[k], speed[k]])
-        wanted, wanted_reward, *_ = env.step([torque[k]])
-        np.testing.assert_allclose([*following[k], reward[k]], [*wanted, wanted_reward], atol=1e-6)
-
-
-def constant_return(seeds, torque):
-    """The mean return of one torque throughout, in gym itself."""
-    total = 0.0
-    for seed in seeds:
-        ours.seed_everything(seed)
-        total += sum(ours.play_on(Constant(torque), torque)[0])
-    return total / len(seeds)
-
-
 def test_a_test_is_episodes_of_gym():
     seeds = [5, 6, 7]
     agent = critic(steady(1.2, 4.0), lambda states, u: states[:, 2] + u)
     found = measure.play(agent, seeds)
-    assert found["return"].mean() == pytest.approx(constant_return(seeds, 1.2), abs=1e-4)
+    np.testing.assert_allclose(found["return"], ours.evaluate(Constant(1.2), seeds)[0], rtol=1e-5)
     assert found["states"].shape == (21, 3, 3) and (found["torques"] == np.float32(1.2)).all()
     np.testing.assert_allclose(found["promised"], found["states"][0, :, 2] + 1.2, rtol=1e-6)
     assert found["bonus"] == pytest.approx(0.01 * 4 * 0.99 / (1 - 0.99))
@@ -275,9 +253,7 @@ def test_clone_target_follows_the_clone():
     wanted = reward + 0.99 * (1 - over) * (2 * 1.5 + next_state[:, 2:] + 0.01 * 4)
     np.testing.assert_allclose(target, wanted, rtol=1e-6)
 
-
-def test_the_clone_is_frozen():
-    student = measure.CloneTarget(ours.BC())
+    student = measure.CloneTarget(ours.BC())                    # and trains it no more
     before = flat(student.clone.model_action)
     student.train(*batch())
     assert torch.equal(before, flat(student.clone.model_action))
@@ -335,10 +311,11 @@ def test_every_line_is_of_a_cell():
     lines = [json.loads(line) for line in run.FILE.read_text().splitlines()]
     cells = {run.key(cell) for cell in run.grid()}
     assert len({run.key(line) for line in lines}) == len(lines)
-    kinds = {cell["kind"] for cell in run.grid()}
-    trained = {run.key(line) for line in lines if line["kind"] in kinds}
+    others = ("notebook's outputs", "notebook teacher", "d3rlpy sac", "d3rlpy cql")
+    trained = {run.key(line) for line in lines if line["kind"] not in others}
     assert len(trained) >= 376 and trained <= cells
-    assert all(line["commit"] and line["cpu"] for line in lines)
+    for line in lines:
+        assert line["commit"] and ("cpu" in line or line["kind"] == "notebook's outputs")
 
 
 def test_the_data_that_students_get(tmp_path, monkeypatch):
@@ -394,6 +371,47 @@ def test_a_cell_becomes_a_line(tmp_path, monkeypatch):
     agent = ours.load_agent(tmp_path / "10.pt")
     again = measure.play(agent, measure.seeds_of(10, 1, 100))
     assert lines["teacher"]["return"] == pytest.approx(again["return"].mean(), abs=0.006)
+
+
+def test_recordings_of_a_seed():
+    """The same starts for all; torques within the limit; and noise as its name says."""
+    teacher = linear(8.0, 2.0)                      # its mean is 2 tanh of -(4 angle + speed)
+    found = {name: recordings.make(name, 3, teacher).rows for name in recordings.NAMES}
+    np.testing.assert_array_equal(recordings.make("20 drawn", 3, teacher).rows, found["20 drawn"])
+    starts = found["controller"][::21, :3]
+    assert len(starts) == 20 and (starts != recordings.make("controller", 4).rows[::21, :3]).any()
+    for name, rows in found.items():
+        np.testing.assert_array_equal(rows[::21, :3], starts)
+        assert abs(rows[:, 3]).max() <= np.float32(1.8 if name == "controller 1.8" else 2)
+        if name.startswith("20 mean"):
+            mean = 2 * np.tanh(-(4 * rows[:, 1] + rows[:, 2]))
+            noise = (rows[:, 3] - mean)[abs(mean) < 0.5]
+            expected = float((name.split(" + ") + ["0"])[1])
+            assert len(noise) > 20 and noise.std() == pytest.approx(expected, rel=0.4, abs=1e-5)
+
+
+def test_the_controller_swings_up_and_stands(monkeypatch):
+    monkeypatch.setattr(ours, "EPISODE", 200)
+    for name in ("controller", "controller 1.8"):
+        rows = recordings.make(name, 0).rows
+        assert rows[:, 4].reshape(20, 200).sum(axis=1).mean() > -250, name
+
+
+def test_d3rlpy_has_the_same_penalty():
+    theirs, mine, error = peers.penalties(200)
+    assert abs(theirs - mine) < 4 * error < 0.06
+
+
+def test_the_courses_notebook(tmp_path):
+    cells = [{"cell_type": "markdown", "source": ["# a title"]},
+             {"cell_type": "code", "source": ["a = 1\n", "a"], "outputs": []},
+             {"cell_type": "code", "source": ["b"], "outputs": [
+                 {"text": ["0 -1450.25\n", "warning: -5\n"]}, {"data": {}},
+                 {"text": ["10 -150.5\n"]}]}]
+    (tmp_path / "page.ipynb").write_text(json.dumps({"cells": cells}))
+    first, second = notebook.code_cells(tmp_path / "page.ipynb")
+    assert first == ("a = 1\na", "") and second[0] == "b"
+    assert notebook.tests_of(second[1]) == [[0, -1450.25], [10, -150.5]]
 
 
 def test_a_commit_may_be_unknown(tmp_path, monkeypatch):
@@ -461,6 +479,20 @@ def test_numbers_and_words():
                             2: [-1400, -1401, -1402, -1403]}, [0, 2000, 4000, 6000])
     assert report.lost(returns).fillna(-1).tolist() == [4000, -1, 2000]
     assert report.outcome({"tests": [[0, 99], [1, -1], [2, -2], [3, -3], [4, -4], [5, -5]]}) == -3
+
+
+def test_when_promises_leave_the_possible(tmp_path):
+    """The first test of those below -103, and its return; a table's row counts the seeds."""
+    lines = [a_line(run.cell("teacher", seed), -150.0) for seed in (0, 1)]
+    lines += [a_line(run.cell("cql", seed, "20 mean"), -170.0) for seed in (0, 1)]
+    for k, promise in ((3, -102.0), (4, -104.0), (5, -2e6)):
+        lines[3]["tests"][k][1:3] = -150.0 - k, promise
+    study = study_of(tmp_path, lines)
+    assert report.left_at(study, "20 mean", "cql", 1) == (8000, -154)
+    assert report.left_at(study, "20 mean", "cql", 0)[0] is None
+    (_, _, _, (row,)), (_, _, _, (left,)) = report.tables_of_recordings(study)
+    assert row[:6] == ["20 mean", "cql", 2, "-300", "-168 (-168 to -168)", "2 of 2"]
+    assert row[7] == "1 of 2" and left == ["20 mean", "cql", 1, "8,000", "-154", "-168", "50"]
 
 
 def test_the_report_of_made_up_lines(tmp_path):
