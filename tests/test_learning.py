@@ -72,6 +72,28 @@ def test_a_student_learns_to_balance_from_random_torques_alone(make, quick):
     assert after > -100
 
 
+class NoSteps(ours.SAC):
+    """A broken student: its policy's loss is nothing."""
+
+    def _get_loss_action(self, state):
+        loss, entropy = super()._get_loss_action(state)
+        return loss * 0, entropy
+
+
+class StillTargets(ours.SAC):
+    """A broken student: its target critics never follow."""
+
+    def _soft_update(self, _from, _to):
+        pass
+
+
+@pytest.mark.parametrize("make, updates", [(NoSteps, 50), (StillTargets, 500)])
+def test_a_broken_student_does_not(make, updates, quick):
+    """The same measure: the test above can fail."""
+    _, after = learn(make, near_upright(), updates, balance)
+    assert after < -300
+
+
 @torch.no_grad()
 def preference(student, data):
     """How much more the critic promises for the data's torques than for random ones."""
