@@ -181,10 +181,10 @@ def table(head, rows):
 
 ROWS = {                     # README's table of returns: the words of a row, and the data
     "a SAC teacher's last ten episodes": "last 10",
-    "all of its hundred but the first 15": "last 85",
-    "all of its hundred, the first ones poor": "all",
+    "its last 85": "last 85",
+    "all its 100, of which the first are poor": "all",
     "twenty episodes of random torques": "random 20",
-    "twenty of the finished teacher, without its noise": "20 mean",
+    "twenty of the finished teacher, without noise": "20 mean",
     "twenty of a controller written by hand": "controller",
 }
 
@@ -203,14 +203,15 @@ def claims_of_findings(study):
     """The five sentences, and the table of teachers."""
     get = study.get
     yield f"as good as its teacher** on {study.close('last 10', 'cql')} seeds; imitation is, too"
-    yield f"to its teacher on {study.close('last 10', 'uniform states and torques')} seeds"
+    reached = study.close("last 10", "uniform states and torques")
+    yield f"it reaches its teacher on {reached} seeds"
     gap = (get("outcome", "all", "cql") - get("outcome", "all", "sac")).dropna()
-    yield f"CQL ends below SAC on {count(gap < 0)} seeds"
+    yield f"CQL returns less than SAC on {count(gap < 0)} seeds"
     left = [left_at(study, "20 mean", "cql", seed)[0] is not None
             for seed in get("return", "20 mean", "cql").index]
-    yield f"the promise falls below what is possible on {count(left)} seeds"
-    theirs = get("return", "controller", "d3rlpy cql")
-    yield f"d3rlpy's CQL returns {middle(theirs)} from the controller's episodes"
+    yield f"CQL's promise falls below the least possible, {LEAST:.0f}, on {count(left)} seeds"
+    theirs = get("return", "last 10", "d3rlpy cql")
+    yield f"SAC fails there and CQL returns {middle(theirs)} ({len(theirs)} seed)"
     for words, name, update in (
             ("the course's notebook, its stored output (epoch 90)", "notebook's outputs", 90),
             ("the notebook's own code, run here", "notebook teacher", None),
@@ -224,17 +225,18 @@ def claims_of_the_page(study):
     """What the runs say of the page's sentences."""
     get = study.get
     near = get("swing excess near", "last 10", "sac", 4000)
-    yield f"it promises {middle(near)} too much for *seen* torques, too"
+    yield f"its Q-values are {middle(near)} too high for recorded torques, too"
     late = get("contrast", "last 10", "cql", 49_999)
-    yield f"CQL puts the data's torque {middle(late)} above the mean of all"
+    yield f"CQL's Q-value of the recorded torque ends {middle(late)} above the mean of all torques"
     yield f"{middle(100 * get('outside', 'last 10', 'cql'))} % of its steps are new to the data"
-    yield f"SAC learns {middle(get('return', 'random 20', 'sac'))} from random torques"
-    mixed = get("gain", "random 10 + last 10", "cql")
-    yield f"CQL ends {number(-iqm(mixed))} below its teacher on ten random and ten good episodes"
+    above = get("return", "random 20", "cql") - get("data mean", "random 20", "cql")
+    yield f"from random torques CQL returns more than they did on {count(above > 0)} seeds"
+    mixed = get("return", "random 10 + last 10", "sac")
+    yield f"SAC returns {middle(mixed)} from ten random and ten good episodes"
     printed = get("return", "", "teacher as printed")
     yield f"one teacher of {len(printed)} fails, {number(printed.min())}"
     heavy = of_seeds(get("gain", "all", "cql"), get("gain", "all", "cql, weight 1").index)
-    yield f"on all 100 CQL ends {number(-iqm(heavy))} below its teacher"
+    yield f"on all 100 CQL ends {number(-iqm(heavy))} below its teacher ({len(heavy)} seeds)"
 
 
 def of_seeds(values, seeds):

@@ -493,7 +493,7 @@ def test_the_report_of_made_up_lines(tmp_path):
     study = study_of(tmp_path, lines)
     claims = [*report.claims(study)]
     assert claims[0] == "| a SAC teacher's last ten episodes | -300 | -1,498 | -144 | -164 | 12 |"
-    assert claims[1] == "| all of its hundred but the first 15 | – | – | – | – | 0 |"
+    assert claims[1] == "| its last 85 | – | – | – | – | 0 |"
     assert "as good as its teacher** on 7 of 7 seeds; imitation is, too" in claims
     tables = {title: {tuple(row[:2]): row[2:] for row in rows}
               for title, _, _, rows in report.tables(study)}
