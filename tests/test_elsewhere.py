@@ -84,8 +84,9 @@ def test_readmes_own_agent_records_a_dataset(tmp_path, monkeypatch):
     file, = tmp_path.iterdir()
     rows = ours.load_dataset(file).rows
     np.testing.assert_array_equal(rows, scope["data"].rows)
-    assert rows[:, 3].tolist() == [
-        np.float32(scope["Mine"]().get_action(row[:3])) for row in rows]
+    drawn = -10 * rows[:, 1] - 2 * rows[:, 2]                       # without the noise, N m
+    small = abs(drawn) < 0.5                                        # hardly ever clipped
+    assert np.std((rows[:, 3] - drawn)[small]) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.fixture
