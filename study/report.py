@@ -421,9 +421,9 @@ def tables_of_recordings(study):
             if update is not None:
                 by_seed.append([data, name, seed, f"{update:,}", number(then),
                                 number(returned[seed]), number(promised[seed])])
-    yield ("Recordings of finished policies", f"20 episodes, 20,000 updates. Close: at most {CLOSE} "
-           f"below the seed's teacher. Below: in a test the promise was less than {LEAST:.0f}, the "
-           f"worst reward for ever.",
+    yield ("Recordings of finished policies", f"20 episodes, 20,000 updates. Close: at most "
+           f"{CLOSE} below the seed's teacher. Below: in a test the promise was less than "
+           f"{LEAST:.0f}, the worst reward for ever.",
            ["data", "student", "seeds", "data's mean", "return", "close", "promised at the end",
             "below the possible", "gap at 2,000", "gap at the end"], rows)
     yield ("When a promise falls below what is possible", "At the first such test.",
@@ -463,8 +463,8 @@ def tables_of_others(study):
         early = study.get("return", "", name, 90)
         if len(early):
             rows.append([name, len(early), spread(early), spread(study.get("return", "", name))])
-    yield ("Original, as printed, corrected", "Teachers. Notebook's outputs: what the course's file "
-           "stores; notebook teacher: its own code run here.",
+    yield ("Original, as printed, corrected", "Teachers. Notebook's outputs: what the course's "
+           "file stores; notebook teacher: its own code run here.",
            ["teacher", "seeds", "test at epoch 90", "100 episodes after epoch 99"], rows)
 
 
@@ -545,8 +545,8 @@ def draw_regimes(study, path):
                     "right with random torques (in brackets: seeds)", fontsize=12)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.set_title("What a student returns depends on its data (bar: mean of the middle seeds, dot: a seed)",
-                   fontsize=14)
+    axes.set_title("What a student returns depends on its data (bar: mean of the middle seeds, "
+                   "dot: a seed)", fontsize=14)
     figure.legend(loc="outside upper center", ncols=4, fontsize=11, frameon=False)
     figure.savefig(path)
 
