@@ -221,6 +221,26 @@ def test_what_is_frozen_stays_and_the_others_learn(make, name):
         assert same(before[part], after[part]) == (part == name), part
 
 
+def test_no_gradient_of_the_critics_loss_reaches_the_policy():
+    agent, (state, action, _, next_state, _) = CQL(), batch()
+    agent._get_loss_value(agent.model_value1, action, state, action, next_state).backward()
+    assert all(p.grad is None for p in agent.model_action.parameters())
+    assert all(p.grad is not None for p in agent.model_value1.parameters())
+
+
+def test_no_gradient_of_the_actors_loss_stays_in_the_critics():
+    """What a learner who prints gradients after an update sees is the critics' own loss."""
+    agent = CQL()
+    other = copy.deepcopy(agent)
+    other._get_loss_action = lambda state: (
+        other.model_action(state)[0].sum() * 0, torch.zeros(64, 1))
+    with_seed(0, agent.train, *batch())
+    with_seed(0, other.train, *batch())
+    pairs = zip(agent.model_value1.parameters(), other.model_value1.parameters())
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
 def test_cloning_climbs_the_log_density_of_the_datas_torques(double):
     """Against torch.distributions' squashed Gaussian and an Adam of its own."""
     agent = BC()

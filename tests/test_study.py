@@ -196,27 +196,6 @@ def test_rank_correlation_by_hand():
     np.testing.assert_allclose(found, [0.8, -1, math.sqrt(0.9), math.nan])
 
 
-def linear(per_radian, per_speed):
-    """A policy whose mean torque is near upright -(per_radian angle + per_speed speed)."""
-    agent = ours.SAC()
-    agent.model_action.fc_state = torch.nn.Linear(3, 128)                   # no ReLU
-    with torch.no_grad():
-        agent.model_action.fc_state.weight[:] = torch.eye(128, 3)           # the state and zeros
-        agent.model_action.fc_state.bias[:] = 0
-        agent.model_action.fc_mu.weight[0, :3] = -torch.tensor([0, per_radian, per_speed]) / 2
-        agent.model_action.fc_mu.bias[:] = 0
-    return agent
-
-
-@pytest.mark.parametrize("gains", [(0.0, 0.0), (8.0, 2.0), (20.0, 0.0), (1.0, -3.0)])
-def test_spectral_radius_of_a_linear_policy(gains):
-    # speed' = speed + 0.05 (15 angle + 3 torque); angle' = angle + 0.05 speed'
-    speed = np.array([0.75 - 0.15 * gains[0], 1 - 0.15 * gains[1]])
-    matrix = np.array([np.array([1, 0]) + 0.05 * speed, speed])
-    wanted = abs(np.linalg.eigvals(matrix)).max()
-    assert measure.spectral_radius(linear(*gains)) == pytest.approx(wanted, abs=3e-3)
-
-
 def test_coverage_and_what_the_data_has():
     eight = rows_of(np.full(8, 0.1), 0.5, np.linspace(-1.99, 1.99, 8))
     assert measure.coverage(eight) == 8
