@@ -335,7 +335,7 @@ def test_a_cell_becomes_a_line(tmp_path, monkeypatch):
 
 def test_recordings_of_a_seed():
     """The same starts for all; torques within the limit; and noise as its name says."""
-    teacher = linear(8.0, 2.0)                      # its mean is 2 tanh of -(4 angle + speed)
+    teacher = ours.SAC()
     found = {name: recordings.make(name, 3, teacher).rows for name in recordings.NAMES}
     np.testing.assert_array_equal(recordings.make("20 drawn", 3, teacher).rows, found["20 drawn"])
     starts = found["controller"][::21, :3]
@@ -344,7 +344,7 @@ def test_recordings_of_a_seed():
         np.testing.assert_array_equal(rows[::21, :3], starts)
         assert abs(rows[:, 3]).max() <= np.float32(1.8 if name == "controller 1.8" else 2)
         if name.startswith("20 mean"):
-            mean = 2 * np.tanh(-(4 * rows[:, 1] + rows[:, 2]))
+            mean = measure.mean_torque(teacher, rows[:, :3])
             noise = (rows[:, 3] - mean)[abs(mean) < 0.5]
             expected = float((name.split(" + ") + ["0"])[1])
             assert len(noise) > 20 and noise.std() == pytest.approx(expected, rel=0.4, abs=1e-5)
