@@ -671,9 +671,11 @@ class Run:
 
     def warn(self, promised):
         """Say once that a promise has left what is possible: that needs no episode to be seen."""
+        if self.warned:
+            return
         least, most = possible()
         other = "cql" if promised > most else "bc, a lighter --weight"
-        if not self.warned and not least <= promised <= most:
+        if not least <= promised <= most:
             self.warned = True
             say(f"note: promised {promised:.0f}, but a policy delivers {least:.0f} to {most:.0f}; "
                 f"try --student {other} or data with more noise in its torques")
@@ -898,8 +900,9 @@ def load_dataset(file, check=True):
     widths = {"observations": 3, "actions": 1, "rewards": 1, "next_observations": 3, "terminals": 1,
               "timeouts": 1}
     with reading(file), np.errstate(over="ignore"):
-        if pathlib.Path(file).read_bytes()[:4] == b"\x89HDF":
-            raise UserError("is HDF5, not npz; README says how to convert it")
+        with open(file, "rb") as opened:
+            if opened.read(4) == b"\x89HDF":
+                raise UserError("is HDF5, not npz; README says how to convert it")
         found = np.load(read_zip(file), allow_pickle=False)
         missing = widths.keys() - set(found.files)
         if missing:

@@ -22,7 +22,6 @@ import statistics
 import subprocess
 import sys
 import time
-import types
 
 import d3rlpy
 import gym
@@ -33,7 +32,7 @@ TOP = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
 import cql_pendulum as ours  # noqa: E402
-import recordings  # noqa: E402
+import run  # noqa: E402
 
 KEPT = TOP / "study" / "kept"
 KINDS = ["d3rlpy sac", "d3rlpy cql"]
@@ -71,20 +70,6 @@ def make_buffer(data):
         action_space=d3rlpy.ActionSpace.CONTINUOUS)
 
 
-def make_data(name, seed):
-    """The data with a name: recordings', or the teacher's as --last and --random choose them."""
-    if name.startswith("controller"):
-        return recordings.make(name, seed)
-    if name in recordings.NAMES:
-        return recordings.make(name, seed, ours.load_agent(KEPT / f"{seed}.pt"))
-    options = types.SimpleNamespace(seed=seed, random=0, last=None if name == "all" else 0)
-    for part in name.split(" + "):
-        if part != "all":
-            word, number = part.split()
-            setattr(options, word, int(number))
-    return ours.choose_episodes(ours.load_dataset(KEPT / f"{seed}.npz"), options)
-
-
 def evaluate(algorithm, seeds):
     """An episode for each seed, its torques drawn by the policy: returns, promised, delivered,
     [episodes] each, as in ours.evaluate and from the same starts."""
@@ -117,7 +102,8 @@ def promise(algorithm, states, torques):
 def run_cell(cell):
     """Train and test in this process; the run's line."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        data = make_data(cell["data"], cell["seed"])
+        teacher = ours.load_agent(KEPT / f"{cell['seed']}.pt")
+        data = run.make_data(cell["data"], cell["seed"], teacher)
         buffer = make_buffer(data)
         d3rlpy.seed(cell["student"])
         algorithm = make_algorithm(cell["kind"])
