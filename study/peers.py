@@ -19,7 +19,6 @@ import pathlib
 import platform
 import signal
 import statistics
-import subprocess
 import sys
 import time
 
@@ -28,13 +27,12 @@ import gym
 import numpy as np
 import torch
 
-TOP = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(TOP))
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import cql_pendulum as ours  # noqa: E402
 import run  # noqa: E402
 
-KEPT = TOP / "study" / "kept"
 KINDS = ["d3rlpy sac", "d3rlpy cql"]
 DATA = ["last 10", "all", "random 20", "controller"]
 UPDATES, EVERY = 30_000, 2_000          # of a run, and from one test to the next
@@ -102,7 +100,7 @@ def promise(algorithm, states, torques):
 def run_cell(cell):
     """Train and test in this process; the run's line."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        teacher = ours.load_agent(KEPT / f"{cell['seed']}.pt")
+        teacher = ours.load_agent(run.KEPT / f"{cell['seed']}.pt")
         data = run.make_data(cell["data"], cell["seed"], teacher)
         buffer = make_buffer(data)
         d3rlpy.seed(cell["student"])
@@ -124,7 +122,7 @@ def run_cell(cell):
         log_temperature = d3rlpy.models.torch.get_parameter(algorithm.impl.modules.log_temp)
         theirs, mine = time_updates(cell["kind"], buffer, data)
     return cell | {
-        "cpu": cpu(), "commit": commit(), "python": platform.python_version(),
+        "cpu": run.cpu(), "commit": run.commit(), "python": platform.python_version(),
         "torch": torch.__version__, "numpy": np.__version__, "d3rlpy": d3rlpy.__version__,
         "minutes": round(minutes, 2), "seconds per update": round(theirs, 6),
         "our seconds per update": round(mine, 6),
@@ -198,31 +196,6 @@ def penalties(draws=1000):
     return theirs, mine, float(np.hypot(*error))
 
 
-def cpu():
-    """The processor's name."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def commit():
-    """The commit that runs, "-changed" if its code was edited; "unknown" without git."""
-    git = ["git", "-C", TOP]
-    try:
-        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True,
-                               check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "cql_pendulum.py", "study/*.py"])
-    return found + ("-changed" if same.returncode else "")
-
-
-def key(line):
-    names = "kind", "seed", "data", "as_printed", "weight", "student"
-    return json.dumps({name: line[name] for name in names})
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -230,7 +203,7 @@ def main():
                         "recordings.py (%(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="(%(default)s)")
     parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="(%(default)s)",
-                        default=TOP / "study" / "results" / "cells.jsonl")
+                        default=run.FILE)
     parser.add_argument("--processes", type=int, default=2, help="side by side (%(default)s)")
     parser.add_argument("--penalty", action="store_true", help="compare the penalties, run nothing")
     options = parser.parse_args()
@@ -239,12 +212,12 @@ def main():
               .format(*penalties()))
         return
 
-    cells = [{"kind": kind, "seed": seed, "data": data, "as_printed": [],
-              "weight": ours.WEIGHT if kind == "d3rlpy cql" else None, "student": seed}
+    weights = {"d3rlpy sac": None, "d3rlpy cql": ours.WEIGHT}
+    cells = [run.cell(kind, seed, data) | {"weight": weights[kind]}
              for seed in options.seeds for data in options.data for kind in options.kinds]
     lines = options.out.read_text().splitlines() if options.out.exists() else []
-    have = {key(json.loads(line)) for line in lines}
-    todo = [cell for cell in cells if key(cell) not in have]
+    have = {run.key(json.loads(line)) for line in lines}
+    todo = [cell for cell in cells if run.key(cell) not in have]
     signal.signal(signal.SIGTERM, signal.default_int_handler)           # kill stops like Ctrl-C
     pool = multiprocessing.get_context("spawn").Pool(
         options.processes, signal.signal, (signal.SIGINT, signal.SIG_IGN), maxtasksperchild=1)

@@ -200,13 +200,15 @@ def run_cell(cell):
 
 
 def commit():
-    """The commit that is checked out, "-dirty" behind it where files differ; or "unknown"."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    """The commit that is checked out, "-dirty" behind it where a program differs; or "unknown"."""
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True)
     try:
-        found = subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
+        found = git("rev-parse", "HEAD").stdout.strip()
+        same = git("diff", "--quiet", "HEAD", "--", "../cql_pendulum.py", "*.py").returncode == 0
     except OSError:                                             # no git
         found = ""
-    return found or "unknown"
+    return found + ("" if same else "-dirty") if found else "unknown"
 
 
 def cpu():
