@@ -389,21 +389,21 @@ class CloneTarget(ours.SAC):
         return reward + ours.GAMMA * (1 - over) * value
 
 
-class FixedTemperature(ours.SAC):
-    """SAC whose temperature does not learn: is one that explodes a cause, or a symptom?"""
-
-    def __init__(self, temperature=0.01):
-        super().__init__()
-        self.temperature = temperature
-        self._set_back()
-
-    def train(self, state, action, reward, next_state, over):
-        super().train(state, action, reward, next_state, over)
-        self._set_back()
+class NoBonus(ours.CQL):
+    """CQL whose target counts no entropies, as in d3rlpy without soft_q_backup and in CORL."""
 
     @torch.no_grad()
-    def _set_back(self):
-        self.alpha.fill_(math.log(self.temperature))
+    def _get_target(self, reward, next_state, over):
+        action, _ = self.model_action(next_state)                               # [b, 1]
+        value1 = self.model_value_next1(next_state, action)                     # [b, 1]
+        value2 = self.model_value_next2(next_state, action)                     # [b, 1]
+        return reward + ours.GAMMA * (1 - over) * torch.min(value1, value2)
+
+
+def fixed_temperature(agent):
+    """The agent, whose temperature stays 0.01: is one that explodes a cause, or a symptom?"""
+    agent.alpha.requires_grad_(False)
+    return agent
 
 
 def changed_rows(kind, rows, seed, teacher):
@@ -467,7 +467,7 @@ def make_student(kind, rows, seed):
     if kind.startswith("uniform"):
         return ours.SAC()
     if kind == "fixed temperature":
-        return FixedTemperature()
+        return fixed_temperature(ours.SAC())
     clone = ours.BC()
     data = ours.Data()
     data.rows = rows
