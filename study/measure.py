@@ -389,17 +389,6 @@ class CloneTarget(ours.SAC):
         return reward + ours.GAMMA * (1 - over) * value
 
 
-class NoBonus(ours.CQL):
-    """CQL whose target counts no entropies, as in d3rlpy without soft_q_backup and in CORL."""
-
-    @torch.no_grad()
-    def _get_target(self, reward, next_state, over):
-        action, _ = self.model_action(next_state)                               # [b, 1]
-        value1 = self.model_value_next1(next_state, action)                     # [b, 1]
-        value2 = self.model_value_next2(next_state, action)                     # [b, 1]
-        return reward + ours.GAMMA * (1 - over) * torch.min(value1, value2)
-
-
 def fixed_temperature(agent):
     """The agent, whose temperature stays 0.01: is one that explodes a cause, or a symptom?"""
     agent.alpha.requires_grad_(False)

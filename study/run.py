@@ -32,7 +32,7 @@ import recordings  # noqa: E402
 
 FILE, KEPT = HERE / "results" / "cells.jsonl", HERE / "kept"
 KEY = "kind", "seed", "data", "as_printed", "weight", "student"
-STUDENTS = {"cql": ours.CQL, "sac": ours.SAC, "bc": ours.BC, "cql, no bonus": measure.NoBonus,
+STUDENTS = {"cql": ours.CQL, "sac": ours.SAC, "bc": ours.BC,
             "cql, fixed temperature": lambda: measure.fixed_temperature(ours.CQL())}
 LASTS = [f"last {n}" for n in (5, 10, 20, 40, 70, 85)]
 DATA = [*LASTS, "all", "random 20", "random 10 + last 10", "2,000 rows"]
@@ -58,7 +58,7 @@ GRID = [
     (measure.INTERVENTIONS, ["last 10"], LATER, {}),
     # recordings, 20,000 updates, in the order of what they answer
     (["cql"], ["20 drawn", "20 mean"], TEN, {}),
-    (["cql, fixed temperature", "cql, no bonus"], ["20 mean", "controller"], FIVE, {}),
+    (["cql, fixed temperature"], ["20 mean", "controller"], FIVE, {}),
     (["cql", "sac", "bc"], ["controller"], FIVE, {}),
     (["cql"], ["controller"], FIVE, {"weight": 0.2}),
     (["cql"], ["20 mean + 0.5"], TEN, {}),
