@@ -902,7 +902,8 @@ def load_dataset(file, check=True):
     with reading(file), np.errstate(over="ignore"):
         with open(file, "rb") as opened:
             if opened.read(4) == b"\x89HDF":
-                raise UserError("is HDF5, not npz; README says how to convert it")
+                raise UserError("is HDF5, not npz; tests/test_elsewhere.py converts it: read_hdf5, "
+                                "and read_d3rlpy for a file of d3rlpy's own")
         found = np.load(read_zip(file), allow_pickle=False)
         missing = widths.keys() - set(found.files)
         if missing:
@@ -911,8 +912,13 @@ def load_dataset(file, check=True):
         for name, width in widths.items():
             array = found[name]                                         # each access unpacks
             if array.dtype.kind not in "biuf" or len(array) != n or array.size != n * width:
+                advice = ""
+                if array.ndim > 2:
+                    advice = "; of environments side by side np.concatenate(x.swapaxes(0, 1))"
+                elif len(array) > n:
+                    advice = "; leave out the state after each episode's last step"
                 raise UserError(f"{name} is {array.dtype} {[*array.shape]}; it must be numbers, "
-                                f"[{n}, {width}]")
+                                f"[{n}, {width}]{advice}")
             if name in ("terminals", "timeouts") and not np.isin(array, (0, 1)).all():
                 raise UserError(f"{name} must be 0 and 1")
             columns.append(array.reshape(n, width))
@@ -950,6 +956,8 @@ def cause(rows, i):
     same_state = np.isclose(next_state, state_here, atol=1e-4)                  # [3]
     scaled = np.hstack(step_from(state, TORQUE * torque)[:2])                   # [1 + 3]
     jump = np.hypot(*(next_state - state)[:2])              # 8 rad/s for 0.05 s are 0.4 at most
+    if not state.any() or np.isnan(rows[i]).any():
+        return "an unused row of a buffer; drop the rows of zeros or NaN"
     if not np.isclose(np.hypot(state[0], state[1]), 1, atol=1e-4):
         return "observations must be (cos angle, sin angle, speed in rad/s), not scaled"
     if abs(torque) > TORQUE:
@@ -960,14 +968,19 @@ def cause(rows, i):
         return "env ends here; put True in terminals"
     if reward == 0 and not same_reward:
         return "a vector environment's row of a reset; drop the rows whose reward is 0"
-    if same_reward and (rows[i, 8:].any() or jump > 0.41):
-        return "its next state is the next episode's first; the last state is in final_obs"
     if np.allclose(rows[i, 4:8], scaled, atol=1e-4):
         return f"torques are divided by {TORQUE:g}; multiply actions by {TORQUE:g}, to N m"
     if same_reward and same_state[2] and abs(next_state[2]) == 8:
-        return "its angle follows the speed before that is cut at 8, as in Pendulum-v0; use -v1"
+        return ("its angle follows the speed before that is cut at 8, as in Pendulum-v0 and "
+                "envpool; use Gymnasium's v1")
+    if not same_state.all() and (rows[i, 8:].any() or same_reward and jump > 0.41):
+        return ("its next state is not the episode's last; take that (final_obs), or drop the row "
+                "and put True in timeouts of the row before")
     if same_state.all():
-        return f"reward {reward:.4f}, here {reward_here:.4f}; undo it, or change MyWrapper's"
+        remedy = "undo it, or change MyWrapper's"
+        if rows[i, 8:].any():
+            remedy = "PPO's buffers add to it at a time limit; take the environment's"
+        return f"reward {reward:.4f}, here {reward_here:.4f}; {remedy}"
     if same_reward:
         return "another pendulum moved it; make its changes (gravity, mass) in MyWrapper, too"
     return ("reward and next state do not follow from state (cos angle, sin angle, speed in rad/s) "

@@ -21,6 +21,7 @@ def write_hdf5(npz, hdf5):
 
 
 def read_hdf5(hdf5, npz):
+    """(Without next_observations: take the next row's, and drop each episode's last row.)"""
     with h5py.File(hdf5) as file:
         np.savez(npz, **{name: file[name][()] for name in NAMES})
 

@@ -105,8 +105,9 @@ def rows_from(arrays):
 
 @pytest.mark.parametrize("change, words", [
     ("del data['rewards'], data['actions']", "lacks actions, rewards"),
-    ("data['observations'] = data['observations'][:, :2]",
-     "observations is float32 [100, 2]; it must be numbers, [100, 3]"),
+    ("data['actions'] = data['rewards'][:, None] * [1, 1]", "must be numbers, [100, 1]"),
+    ("data = {name: x.reshape(50, 2, -1) for name, x in data.items()}", "x.swapaxes(0, 1)"),
+    ("data['observations'] = data['observations'][[*range(100), 0]]", "leave out the state after"),
     ("data['timeouts'] = data['timeouts'][:50]", "timeouts is bool [50]"),
     ("data['rewards'] = data['rewards'].astype(str)", "rewards is <U"),
     ("data['terminals'] = data['terminals'] + 0.5", "terminals must be 0 and 1"),
@@ -144,17 +145,18 @@ def changed(code, row):
     (changed("rows[:, 3] /= 2", 0), "torques are divided by 2; multiply actions by 2"),
     (changed("rows[[99, 199], 8:] = 1, 0", 99), "a time limit belongs in timeouts"),
     (changed("rows[100, 3:8] = 0, 0, *rows[101, :3]", 100), "drop the rows whose reward is 0"),
-    (changed("rows[99, 5:8] = rows[100, :3]", 99), "the last state is in final_obs"),
-    (moved_as_in_v0, "as in Pendulum-v0; use -v1"),
+    (changed("rows[99, 5:] = *rows[100, :3], 0, 0", 99), "is not the episode's last; take that"),
+    (changed("rows[99, 4:9] = -1, *rows[100, :3], 1", 99), "or drop the row and put True"),
+    (changed("rows[199, 4] += 1", 199), "PPO's buffers add to it"),
+    (changed("rows[150:] = 0", 150), "drop the rows of zeros or NaN"),
+    (changed("rows[150:] = np.nan", 150), "drop the rows of zeros or NaN"),
+    (moved_as_in_v0, "as in Pendulum-v0 and envpool; use Gymnasium's v1"),
     (changed("rows[::3, 3] = 2.25", 0), "a torque of 2.250; clip actions to 2 N m"),
     (changed("rows[4, 3] = -2.001", 4), "a torque of -2.001; clip actions to 2 N m"),
-    (changed("rows[:, 4] = rows[:, 4] / 8 + 1", 0), "undo it, or change MyWrapper's"),
-    (changed("rows[0, 4] = -1", 0), "reward -1.0000, here -"),
+    (changed("rows[0, 4] = -1", 0), "undo it, or change MyWrapper's"),
     (changed("rows[:, 7] *= 0.99", 0), "another pendulum moved it; make its changes"),
-    (changed("rows[:, :3] *= 0.5; rows[:, 5:8] *= 0.5", 0),
-     "must be (cos angle, sin angle, speed in rad/s), not scaled"),
+    (changed("rows[:, :8] *= 0.5", 0), "(cos angle, sin angle, speed in rad/s), not scaled"),
     (changed("rows[7, 4:8] = 1", 7), "reward and next state do not follow"),
-    (changed("rows[:, 7] = rows[:, 4]", 0), "another pendulum moved it"),
 ])
 def test_a_foreign_recording_is_told_its_cause(change, words, tmp_path):
     """In the first row that is wrong, and what to do."""
