@@ -210,6 +210,8 @@ def claims_of_findings(study):
     left = [left_at(study, "20 mean", "cql", seed)[0] is not None
             for seed in get("return", "20 mean", "cql").index]
     yield f"CQL's promise falls below the least possible, {LEAST:.0f}, on {count(left)} seeds"
+    drawn = get("return", "20 drawn", "cql")
+    yield f"With its policy's own noise, from the same starts, CQL returns {middle(drawn)}"
     theirs = get("return", "last 10", "d3rlpy cql")
     yield f"SAC fails there and CQL returns {middle(theirs)} ({len(theirs)} seeds)"
     for words, name, update in (
