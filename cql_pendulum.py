@@ -615,7 +615,8 @@ class Run:
     def __init__(self, out, seed):
         self.out, self.seed = out and pathlib.Path(out), seed
         self.log, self.returns = [], {}     # a dict for each test; of 100 final episodes by who
-        self.saved, self.warned = None, False
+        self.saved, self.left = None, None  # left: whether promises have left what is possible;
+                                            # None until one was possible
         if out and (self.out / "checkpoint.pt").exists():
             self.saved = read_agent(self.out / "checkpoint.pt")
 
@@ -671,14 +672,16 @@ class Run:
 
     def warn(self, promised):
         """Say once that a promise has left what is possible: that needs no episode to be seen."""
-        if self.warned:
-            return
         least, most = possible()
-        other = "cql" if promised > most else "bc, a lighter --weight"
-        if not least <= promised <= most:
-            self.warned = True
+        if least <= promised <= most and not self.left:
+            self.left = False
+        elif self.left is False:
+            self.left = True
+            other = "bc, data with more noise in its torques or a lighter --weight"
+            if promised > most:
+                other = "cql or more varied data"
             say(f"note: promised {promised:.0f}, but a policy delivers {least:.0f} to {most:.0f}; "
-                f"try --student {other} or data with more noise in its torques")
+                f"try --student {other}")
 
     def finish(self, agent):
         """Save an agent that has learned all it will, and the returns of its 100 final episodes."""
@@ -767,7 +770,7 @@ def possible():
     rewards = []
     with chance_kept():
         for angle in np.linspace(-math.pi, math.pi, 9):
-            for speed in (-8, -4, 0, 4, 8):
+            for speed in env.unwrapped.max_speed * np.linspace(-1, 1, 5):
                 for torque in (-TORQUE, 0.0, TORQUE):
                     state = [math.cos(angle), math.sin(angle), speed]
                     rewards.append(step_from(state, torque)[0])
@@ -914,7 +917,8 @@ def load_dataset(file, check=True):
             if array.dtype.kind not in "biuf" or len(array) != n or array.size != n * width:
                 advice = ""
                 if array.ndim > 2:
-                    advice = "; of environments side by side np.concatenate(x.swapaxes(0, 1))"
+                    advice = ("; from [episodes, steps, ...] by np.concatenate(x), from [steps, "
+                              "environments, ...] by np.concatenate(x.swapaxes(0, 1))")
                 elif len(array) > n:
                     advice = "; leave out the state after each episode's last step"
                 raise UserError(f"{name} is {array.dtype} {[*array.shape]}; it must be numbers, "
@@ -956,33 +960,38 @@ def cause(rows, i):
     same_state = np.isclose(next_state, state_here, atol=1e-4)                  # [3]
     scaled = np.hstack(step_from(state, TORQUE * torque)[:2])                   # [1 + 3]
     jump = np.hypot(*(next_state - state)[:2])              # 8 rad/s for 0.05 s are 0.4 at most
-    if not state.any() or np.isnan(rows[i]).any():
+    if not state.any() or np.isnan(state).any():
         return "an unused row of a buffer; drop the rows of zeros or NaN"
     if not np.isclose(np.hypot(state[0], state[1]), 1, atol=1e-4):
-        return "observations must be (cos angle, sin angle, speed in rad/s), not scaled"
-    if abs(torque) > TORQUE:
+        return "observations must be (cos angle, sin angle, speed in rad/s), not scaled or rounded"
+    if abs(torque) > TORQUE and same_reward and same_state.all():
         return f"a torque of {torque:.3f}; clip actions to {TORQUE:g} N m, as env does"
     if same_reward and same_state.all() and rows[i, 8]:
-        return "its state is no end; a time limit belongs in timeouts, not in terminals"
+        return ("its state is no end here; a time limit belongs in timeouts, not in terminals, and "
+                "another end in MyWrapper, too")
     if same_reward and same_state.all():
         return "env ends here; put True in terminals"
-    if reward == 0 and not same_reward:
+    if reward == 0 and not same_reward and not same_state.all():
         return "a vector environment's row of a reset; drop the rows whose reward is 0"
-    if np.allclose(rows[i, 4:8], scaled, atol=1e-4):
+    if abs(torque) <= TORQUE / 2 and np.allclose(rows[i, 4:8], scaled, atol=1e-4):
         return f"torques are divided by {TORQUE:g}; multiply actions by {TORQUE:g}, to N m"
     if same_reward and same_state[2] and abs(next_state[2]) == 8:
         return ("its angle follows the speed before that is cut at 8, as in Pendulum-v0 and "
                 "envpool; use Gymnasium's v1")
+    follows = np.isclose(rows[:, :3], state_here, atol=1e-4).all(axis=1)        # [n]
+    if not same_state.all() and follows.any():
+        return f"its next state is not what follows; the state of row {follows.argmax()} is"
     if not same_state.all() and (rows[i, 8:].any() or same_reward and jump > 0.41):
         return ("its next state is not the episode's last; take that (final_obs), or drop the row "
                 "and put True in timeouts of the row before")
     if same_state.all():
-        remedy = "undo it, or change MyWrapper's"
+        remedy = "undo it (a scale, rounding), or change MyWrapper's"
         if rows[i, 8:].any():
             remedy = "PPO's buffers add to it at a time limit; take the environment's"
         return f"reward {reward:.4f}, here {reward_here:.4f}; {remedy}"
     if same_reward:
-        return "another pendulum moved it; make its changes (gravity, mass) in MyWrapper, too"
+        return ("another pendulum or torque moved it; look at the order and sign of actions, make "
+                "changes (gravity, mass) in MyWrapper, too")
     return ("reward and next state do not follow from state (cos angle, sin angle, speed in rad/s) "
             "and torque (N m)")
 

@@ -69,7 +69,11 @@ def train(cells, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=pathlib.Path)
-    cells = code_cells(parser.parse_args().file)
+    options = parser.parse_args()
+    try:
+        cells = code_cells(options.file)
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"{options.file}: is not the course's notebook ({error})")
     torch.set_num_threads(1)
     np.bool8 = np.bool_                     # gym's checker, which the notebook keeps, asks for it
     sys.modules.setdefault("IPython", types.SimpleNamespace(display=None))      # it only imports it

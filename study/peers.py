@@ -3,11 +3,11 @@
 python study/peers.py             run what is missing, two processes of one thread; stop at any time
 
 Teachers are read from study/kept/: SEED.npz, all that a teacher recorded, and SEED.pt, the teacher.
-A run is a line of --out. Six things stay d3rlpy's: its policy's layer gives the log of the standard
-deviation (ours gives it through softplus); its critics see torque / 2, and share the torques of a
-penalty (ours draw their own); its batches are drawn with replacement; its policy's loss has the
-temperature after that update's step, not before; and an episode that the time limit ends loses its
-last row, whose next state d3rlpy does not record.
+A run is a line of results/cells.jsonl. Six things stay d3rlpy's: its policy's layer gives the log
+of the standard deviation (ours gives it through softplus); its critics see torque / 2, and share
+the torques of a penalty (ours draw their own); its batches are drawn with replacement; its policy's
+loss has the temperature after that update's step, not before; and an episode that the time limit
+ends loses its last row, whose next state d3rlpy does not record.
 """
 import argparse
 import contextlib
@@ -31,6 +31,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import cql_pendulum as ours  # noqa: E402
+import recordings  # noqa: E402
 import run  # noqa: E402
 
 KINDS = ["d3rlpy sac", "d3rlpy cql"]
@@ -199,11 +200,9 @@ def penalties(draws=1000):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--data", nargs="+", default=DATA, help='such as "last 10", or a name of '
-                        "recordings.py (%(default)s)")
+    parser.add_argument("--data", nargs="+", choices=[*run.DATA, *recordings.NAMES], default=DATA,
+                        metavar="NAME", help="of run.py or recordings.py (%(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="(%(default)s)")
-    parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="(%(default)s)",
-                        default=run.FILE)
     parser.add_argument("--processes", type=int, default=2, help="side by side (%(default)s)")
     parser.add_argument("--penalty", action="store_true", help="compare the penalties, run nothing")
     options = parser.parse_args()
@@ -215,8 +214,10 @@ def main():
     weights = {"d3rlpy sac": None, "d3rlpy cql": ours.WEIGHT}
     cells = [run.cell(kind, seed, data) | {"weight": weights[kind]}
              for seed in options.seeds for data in options.data for kind in options.kinds]
-    lines = options.out.read_text().splitlines() if options.out.exists() else []
-    have = {run.key(json.loads(line)) for line in lines}
+    have = run.lines()
+    missing = [seed for seed in options.seeds if not (run.KEPT / f"{seed}.npz").exists()]
+    if missing:
+        sys.exit(f"{run.KEPT} lacks teachers of seeds {missing}; study/run.py makes its students'")
     todo = [cell for cell in cells if run.key(cell) not in have]
     signal.signal(signal.SIGTERM, signal.default_int_handler)           # kill stops like Ctrl-C
     pool = multiprocessing.get_context("spawn").Pool(
@@ -224,7 +225,7 @@ def main():
     with pool:
         try:
             for done, line in enumerate(pool.imap_unordered(run_cell, todo), 1):
-                with open(options.out, "a") as file:
+                with open(run.FILE, "a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(f"[{done}/{len(todo)}] {line['kind']}, seed {line['seed']}, {line['data']}: "
                       f"{line['return']:.0f}; promised {line['promised']:.0f}, delivered "

@@ -228,8 +228,11 @@ def cpu():
 def lines():
     """The file's lines by key; of two with a key the first."""
     found = {}
-    for text in FILE.read_text().splitlines() if FILE.exists() else []:
-        line = json.loads(text)
+    for n, text in enumerate(FILE.read_text().splitlines() if FILE.exists() else [], 1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            sys.exit(f"{FILE}: line {n} is broken; delete it")
         found.setdefault(key(line), line)
     return found
 
@@ -286,9 +289,11 @@ def main():
     parser.add_argument("--again", type=int, metavar="N", help="run N of the file's cells again")
     options = parser.parse_args()
     have = lines()
-    cells = [one for one in grid() if (key(one) in have) == bool(options.again)
+    cells = [one for one in grid() if (key(one) in have) == (options.again is not None)
              and set(options.only) <= {one["kind"], one["data"], str(one["seed"])}]
-    if options.again:
+    if not cells:
+        sys.exit("there is no such cell to run")
+    if options.again is not None:
         cells = random.sample(cells, min(options.again, len(cells)))
     try:
         work(cells, options.processes)

@@ -171,18 +171,22 @@ def test_folders_are_new_and_those_that_were_named(untrained, tmp_path, program,
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "home"}
 
 
-def test_a_promise_that_is_impossible_is_said_once(small, tmp_path, program, monkeypatch):
-    for promise, words in (
-            (500.0, "promised 500, but a policy delivers -103 to 100; try --student cql or data"),
-            (-200.0, "try --student bc, a lighter --weight")):
+def test_a_promise_that_leaves_the_possible_is_said_once(small, tmp_path, program, monkeypatch):
+    for promise, words in ((500.0, "promised 500, but a policy delivers -103 to 100; try --student "
+                                   "cql or more varied data"), (-200.0, "try --student bc, data")):
+        said = iter([promise, 0.0, 99.9, promise, 0.0])         # teacher, its end, student, its end
         monkeypatch.setattr(ours, "evaluate", lambda agent, seeds: (
-            np.zeros(len(seeds)), np.full(len(seeds), promise), np.zeros(len(seeds))))
+            np.zeros(len(seeds)), np.full(len(seeds), next(said)), np.zeros(len(seeds))))
         text = program("--epochs", 1, "--steps", 9, "--out", tmp_path / str(promise))
         note, = re.findall("note: .*", text)
         assert words in note and text.index(note) > text.index("student")
-    for promise in (-102.0, 99.9):
-        ours.Run(None, 0).warn(promise)
-    ours.Run(None, 0).warn(100.1)
+
+
+def test_what_was_never_possible_has_not_left_it(capsys):
+    run = ours.Run(None, 0)
+    for promise in (-104, 101, -102, 99.9, 101, 0, -104):
+        run.warn(promise)
+    assert re.findall("promised -?[0-9]+", capsys.readouterr().out) == ["promised 101"]
 
 
 def test_episodes_of_another_length_are_noted(small, tmp_path, program):
