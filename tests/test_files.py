@@ -111,7 +111,6 @@ def rows_from(arrays):
     ("data['rewards'] = data['rewards'].astype(str)", "rewards is <U"),
     ("data['terminals'] = data['terminals'] + 0.5", "terminals must be 0 and 1"),
     ("data = {name: x[:63] for name, x in data.items()}", "63 rows; a batch draws 64"),
-    ("data['rewards'][9] = np.nan", "row 9 is not what env gives"),
     ("data['next_observations'][10, 1] = 0.5", "row 10 is not what env gives"),
 ])
 def test_bad_datasets(change, words, refused, tmp_path):
@@ -153,7 +152,9 @@ def changed(code, row):
     (changed("rows[:, 3] *= -1", 0), "look at the order and sign of actions"),
     (changed("rows[:, 5:8] = np.roll(rows[:, 5:8], 1, axis=0)", 0), "the state of row 1 is"),
     (changed("rows[:, 4] = 0", 0), "; undo it (a scale, rounding), or change MyWrapper's"),
-    (changed("rows[:, :2] = rows[:, 1::-1].copy()", 0), "reward and next state do not follow"),
+    (changed("rows[::3, 3] = 1.5", 0), "reward and next state do not follow"),
+    (changed("rows[1::3, 3] = 2.5", 1), "reward and next state do not follow"),
+    (changed("rows[99, 5:8] = np.nan", 99), "is not the episode's last; take that"),
     (changed("rows[:, :8] *= 0.5", 0), "(cos angle, sin angle, speed in rad/s), not scaled"),
     (changed("rows[7, 4:8] = 1", 7), "the state of row 8 is"),
 ])
