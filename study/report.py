@@ -211,7 +211,7 @@ def claims_of_findings(study):
             for seed in get("return", "20 mean", "cql").index]
     yield f"CQL's promise falls below the least possible, {LEAST:.0f}, on {count(left)} seeds"
     drawn = get("return", "20 drawn", "cql")
-    yield f"With its policy's own noise, from the same starts, CQL returns {middle(drawn)}"
+    yield f"With the teacher's own noise, from the same starts, CQL returns {middle(drawn)}"
     theirs = get("return", "last 10", "d3rlpy cql")
     yield f"SAC fails there and CQL returns {middle(theirs)} ({len(theirs)} seeds)"
     for words, name, update in (
@@ -227,7 +227,7 @@ def claims_of_the_page(study):
     """What the runs say of the page's sentences."""
     get = study.get
     near = get("swing excess near", "last 10", "sac", 4000)
-    yield f"its Q-values are {middle(near)} too high for recorded torques, too"
+    yield f"its Q-values at update 4,000 are {middle(near)} too high for recorded torques, too"
     late = get("contrast", "last 10", "cql", 49_999)
     yield f"CQL's Q-value of the recorded torque ends {middle(late)} above the mean of all torques"
     yield f"{middle(100 * get('outside', 'last 10', 'cql'))} % of its steps are new to the data"
