@@ -149,7 +149,7 @@ def changed(code, row):
     (changed("rows[150:] = np.nan", 150), "drop the rows of zeros or NaN"),
     (moved_as_in_v0, "as in Pendulum-v0 and envpool; use Gymnasium's v1"),
     (changed("rows[::3, 3] = 2.25", 0), "a torque of 2.250; clip actions to 2 N m"),
-    (changed("rows[:, [1, 2, 3, 6, 7]] *= -1; rows[::3, 3] = -2.25", 0), "a torque of -2.250; clip"),
+    (changed("rows[:, [1, 2, 3, 6, 7]] *= -1; rows[::3, 3] = -2.25", 0), "a torque of -2.250"),
     (changed("rows[:, 3] *= -1", 0), "look at the order and sign of actions"),
     (changed("rows[:, 5:8] = np.roll(rows[:, 5:8], 1, axis=0)", 0), "the state of row 1 is"),
     (changed("rows[:, 4] = 0", 0), "; undo it (a scale, rounding), or change MyWrapper's"),
