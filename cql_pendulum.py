@@ -672,8 +672,10 @@ class Run:
 
     def warn(self, promised):
         """Say once that a promise has left what is possible: that needs no episode to be seen."""
+        if self.left:
+            return
         least, most = possible()
-        if least <= promised <= most and not self.left:
+        if least <= promised <= most:
             self.left = False
         elif self.left is False:
             self.left = True
@@ -957,38 +959,39 @@ def cause(rows, i):
     torque, reward = float(rows[i, 3]), float(rows[i, 4])
     reward_here, state_here, _ = step_from(state, torque)
     same_reward = np.isclose(reward, reward_here, atol=1e-4)
-    same_state = np.isclose(next_state, state_here, atol=1e-4)                  # [3]
+    *same_angle, same_speed = np.isclose(next_state, state_here, atol=1e-4)     # [3]
+    same_state = all(same_angle) and same_speed
     scaled = np.hstack(step_from(state, TORQUE * torque)[:2])                   # [1 + 3]
     jump = np.hypot(*(next_state - state)[:2])              # 8 rad/s for 0.05 s are 0.4 at most
     if not state.any() or np.isnan(state).any():
         return "an unused row of a buffer; drop the rows of zeros or NaN"
     if not np.isclose(np.hypot(state[0], state[1]), 1, atol=1e-4):
         return "observations must be (cos angle, sin angle, speed in rad/s), not scaled or rounded"
-    if abs(torque) > TORQUE and same_reward and same_state.all():
-        return f"a torque of {torque:.3f}; clip actions to {TORQUE:g} N m, as env does"
-    if same_reward and same_state.all() and rows[i, 8]:
-        return ("its state is no end here; a time limit belongs in timeouts, not in terminals, and "
-                "another end in MyWrapper, too")
-    if same_reward and same_state.all():
+    if same_reward and same_state:
+        if abs(torque) > TORQUE:
+            return f"a torque of {torque:.3f}; clip actions to {TORQUE:g} N m, as env does"
+        if rows[i, 8]:
+            return ("its state is no end here; a time limit belongs in timeouts, not in terminals, "
+                    "and another end in MyWrapper, too")
         return "env ends here; put True in terminals"
-    if reward == 0 and not same_reward and not same_state.all():
-        return "a vector environment's row of a reset; drop the rows whose reward is 0"
     if abs(torque) <= TORQUE / 2 and np.allclose(rows[i, 4:8], scaled, atol=1e-4):
         return f"torques are divided by {TORQUE:g}; multiply actions by {TORQUE:g}, to N m"
-    if same_reward and same_state[2] and abs(next_state[2]) == 8:
-        return ("its angle follows the speed before that is cut at 8, as in Pendulum-v0 and "
-                "envpool; use Gymnasium's v1")
-    follows = np.isclose(rows[:, :3], state_here, atol=1e-4).all(axis=1)        # [n]
-    if not same_state.all() and follows.any():
-        return f"its next state is not what follows; the state of row {follows.argmax()} is"
-    if not same_state.all() and (rows[i, 8:].any() or same_reward and jump > 0.41):
-        return ("its next state is not the episode's last; take that (final_obs), or drop the row "
-                "and put True in timeouts of the row before")
-    if same_state.all():
+    if same_state:
         remedy = "undo it (a scale, rounding), or change MyWrapper's"
         if rows[i, 8:].any():
             remedy = "PPO's buffers add to it at a time limit; take the environment's"
         return f"reward {reward:.4f}, here {reward_here:.4f}; {remedy}"
+    if reward == 0 and not same_reward:
+        return "a vector environment's row of a reset; drop the rows whose reward is 0"
+    if same_reward and same_speed and abs(next_state[2]) == 8:
+        return ("its angle follows the speed before that is cut at 8, as in Pendulum-v0 and "
+                "envpool; use Gymnasium's v1")
+    follows = np.isclose(rows[:, :3], state_here, atol=1e-4).all(axis=1)        # [n]
+    if follows.any():
+        return f"its next state is not what follows; the state of row {follows.argmax()} is"
+    if rows[i, 8:].any() or same_reward and jump > 0.41:
+        return ("its next state is not the episode's last; take that (final_obs), or drop the row "
+                "and put True in timeouts of the row before")
     if same_reward:
         return ("another pendulum or torque moved it; look at the order and sign of actions, make "
                 "changes (gravity, mass) in MyWrapper, too")

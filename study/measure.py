@@ -59,7 +59,7 @@ def angles(states):
 def seeds_of(seed, purpose, n):
     """Seeds of n starts for a purpose (0: tests, 1: final episodes, 2: own_steps), the same for all
     students of a seed; those of the program."""
-    return np.random.SeedSequence([seed, purpose]).generate_state(n).tolist()
+    return ours.Run(None, seed).starts(purpose, n)
 
 
 def starts(seeds):

@@ -25,6 +25,7 @@ import torch
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import measure  # noqa: E402
 import run  # noqa: E402
 
 SEEDS = range(10)
@@ -59,7 +60,7 @@ def train(cells, seed):
             if k == 0:                                          # the environment's cell
                 world["env"].unwrapped.reset(seed=seed)
     returns = []
-    for start in np.random.SeedSequence([seed, 1]).generate_state(100).tolist():
+    for start in measure.seeds_of(seed, 1, 100):
         torch.manual_seed(start)
         world["env"].unwrapped.np_random, _ = gym.utils.seeding.np_random(start)
         returns.append(float(world["teacher"].test(play=False)))
@@ -85,8 +86,7 @@ def main():
     if run.key(line) not in have:
         line |= {"commit": run.commit(), "tests": tests_of(needed[teacher][1]),
                  "student tests": tests_of(needed[student][1])}
-        with open(run.FILE, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        run.append(line)
     for seed in SEEDS:
         line = run.cell("notebook teacher", seed)
         if run.key(line) in have:
@@ -95,8 +95,7 @@ def main():
         tests, returns = train(needed[:teacher + 1], seed)
         line |= {"commit": run.commit(), "cpu": run.cpu(), "return": round(np.mean(returns), 2),
                  "minutes": round((time.process_time() - begun) / 60, 2), "tests": tests}
-        with open(run.FILE, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        run.append(line)
         print(f"seed {seed}: {line['return']:.0f}", flush=True)
 
 

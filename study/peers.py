@@ -2,7 +2,7 @@
 
 python study/peers.py             run what is missing, two processes of one thread; stop at any time
 
-Teachers are read from study/kept/: SEED.npz, all that a teacher recorded, and SEED.pt, the teacher.
+Teachers are those of run.py, which makes one that study/kept lacks.
 A run is a line of results/cells.jsonl. Six things stay d3rlpy's: its policy's layer gives the log
 of the standard deviation (ours gives it through softplus); its critics see torque / 2, and share
 the torques of a penalty (ours draw their own); its batches are drawn with replacement; its policy's
@@ -12,12 +12,9 @@ ends loses its last row, whose next state d3rlpy does not record.
 import argparse
 import contextlib
 import hashlib
-import json
-import multiprocessing
 import os
 import pathlib
 import platform
-import signal
 import statistics
 import sys
 import time
@@ -31,6 +28,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import cql_pendulum as ours  # noqa: E402
+import measure  # noqa: E402
 import recordings  # noqa: E402
 import run  # noqa: E402
 
@@ -108,9 +106,7 @@ def run_cell(cell):
         algorithm = make_algorithm(cell["kind"])
         algorithm.build_with_dataset(buffer)
 
-        # as in the program: seeds for a purpose, 0 the tests and 1 the final episodes
-        test, final = [np.random.SeedSequence([cell["seed"], purpose]).generate_state(n).tolist()
-                       for purpose, n in ((0, 10), (1, 100))]
+        test, final = measure.seeds_of(cell["seed"], 0, 10), measure.seeds_of(cell["seed"], 1, 100)
         tests = []
         begun = time.process_time()
         for step in range(UPDATES):
@@ -215,23 +211,7 @@ def main():
     cells = [run.cell(kind, seed, data) | {"weight": weights[kind]}
              for seed in options.seeds for data in options.data for kind in options.kinds]
     have = run.lines()
-    missing = [seed for seed in options.seeds if not (run.KEPT / f"{seed}.npz").exists()]
-    if missing:
-        sys.exit(f"{run.KEPT} lacks teachers of seeds {missing}; study/run.py makes its students'")
-    todo = [cell for cell in cells if run.key(cell) not in have]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)           # kill stops like Ctrl-C
-    pool = multiprocessing.get_context("spawn").Pool(
-        options.processes, signal.signal, (signal.SIGINT, signal.SIG_IGN), maxtasksperchild=1)
-    with pool:
-        try:
-            for done, line in enumerate(pool.imap_unordered(run_cell, todo), 1):
-                with open(run.FILE, "a") as file:
-                    file.write(json.dumps(line) + "\n")
-                print(f"[{done}/{len(todo)}] {line['kind']}, seed {line['seed']}, {line['data']}: "
-                      f"{line['return']:.0f}; promised {line['promised']:.0f}, delivered "
-                      f"{line['delivered']:.0f}; {line['minutes']:.1f} minutes", flush=True)
-        except KeyboardInterrupt:
-            sys.exit("stopped; the same command goes on with what is missing")
+    run.work([cell for cell in cells if run.key(cell) not in have], options.processes, run_cell)
 
 
 if __name__ == "__main__":

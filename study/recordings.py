@@ -78,7 +78,7 @@ def make(name, seed, teacher=None):
     agent after its training, is needed for the names that begin with 20. Seeds torch and `env`."""
     player, noise, limit = NAMES[name]
     agent = {"drawn": teacher, "mean": Mean(teacher), "controller": Controller()}[player]
-    start, chance = np.random.SeedSequence([seed, STARTS]).generate_state(2).tolist()
+    start, chance = ours.Run(None, seed).starts(STARTS, 2)
     ours.env.unwrapped.np_random, _ = gym.utils.seeding.np_random(start)
     torch.manual_seed(chance)
     agent = Noisy(agent, noise, limit, np.random.default_rng(chance))

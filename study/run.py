@@ -238,7 +238,12 @@ def lines():
     return found
 
 
-def work(cells, processes):
+def append(line):
+    with open(FILE, "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def work(cells, processes, run_student=None):
     """Run cells, each in a process of its own: first teachers, and those whose data students need.
     A line that the file lacks is appended; another is compared with the one that is there."""
     have = lines()
@@ -246,17 +251,20 @@ def work(cells, processes):
     teachers = [one for one in cells if one["kind"] == "teacher"]
     teachers += [cell("teacher", seed) for seed in sorted({one["seed"] for one in students})
                  if not (KEPT / f"{seed}.npz").exists() and cell("teacher", seed) not in teachers]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)           # kill stops like Ctrl-C
     context = multiprocessing.get_context("spawn")
     # Ctrl-C is for this process, which then ends the others
     with context.Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN), 1) as pool:
-        for some in (teachers, students):
-            for line in pool.imap_unordered(run_cell, some):
-                known = have.get(key(line))
-                if known is None:
-                    with open(FILE, "a") as file:
-                        file.write(json.dumps(line) + "\n")
-                print(compared(known, line) if known else f"{key(line)}: {line['return']:.0f}",
-                      flush=True)
+        try:
+            for run_one, some in ((run_cell, teachers), (run_student or run_cell, students)):
+                for line in pool.imap_unordered(run_one, some):
+                    known = have.get(key(line))
+                    if known is None:
+                        append(line)
+                    print(compared(known, line) if known else f"{key(line)}: {line['return']:.0f}",
+                          flush=True)
+        except KeyboardInterrupt:
+            sys.exit("stopped; the same command goes on with what is missing")
 
 
 def compared(old, new):
@@ -296,10 +304,7 @@ def main():
         sys.exit("there is no such cell to run")
     if options.again is not None:
         cells = random.sample(cells, min(options.again, len(cells)))
-    try:
-        work(cells, options.processes)
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on with what is missing")
+    work(cells, options.processes)
 
 
 if __name__ == "__main__":
