@@ -551,7 +551,7 @@ def seed_everything(seed):
     random.seed(seed)
     np.random.seed([seed, 1])       # for agents of your own; seed alone would give torch's numbers
     env.unwrapped.np_random, _ = gym.utils.seeding.np_random(seed)
-    env.action_space.seed(seed)
+    env.action_space.seed(seed + 1)     # with seed itself it would give env's own numbers
     return env.reset()
 
 
