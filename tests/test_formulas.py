@@ -10,10 +10,22 @@ from torch.distributions.transforms import TanhTransform
 from torch.nn.functional import linear, relu, softplus
 
 import cql_pendulum as ours
-from conftest import CRITICS, NETWORKS, batch, flat, numbers, same, with_seed
+from conftest import CRITICS, NETWORKS, batch, numbers, same, with_seed
 from cql_pendulum import BC, CQL, ERRATA, SAC
 
-EACH = [(), *((name,) for name in ERRATA), tuple(ERRATA)]
+
+@pytest.fixture
+def double():
+    """Two orders of summation then differ by 1e-15 and not by 1e-7, which Adam would magnify."""
+    torch.set_default_dtype(torch.double)
+    yield
+    torch.set_default_dtype(torch.float)
+
+
+def flat(*parts):
+    """Copies of all weights of some networks, in a row."""
+    parameters = [p for part in parts for p in part.parameters()]
+    return torch.cat([p.detach().flatten() for p in parameters])
 
 
 def mean_and_spread(model, state):
@@ -106,7 +118,7 @@ class PlainUpdate:
         for name in NETWORKS:
             setattr(self, name, copy.deepcopy(getattr(agent, name)))
         self.alpha = torch.tensor(math.log(self.c["TEMPERATURE"]), requires_grad=True)
-        self.optimizers = {}
+        self.optimizers, self.logged = {}, {}
         for name, parameters, lr in (
                 ("value1", self.model_value1.parameters(), "LR_VALUE"),
                 ("value2", self.model_value2.parameters(), "LR_VALUE"),
@@ -138,7 +150,7 @@ class PlainUpdate:
 
     def loss_value(self, critic, target, state, action, next_state):
         loss = ((critic_value(critic, state, action) - target) ** 2).mean()
-        self.logged = {"squared_error": loss.item()}            # of the last critic
+        self.logged["squared_error"] = loss.item()              # of the last critic
         if not self.penalty:
             return loss
         torques, log_weights = self.torques(state, next_state)
@@ -168,6 +180,7 @@ class PlainUpdate:
         loss_alpha = ((entropy.detach() - self.c["TARGET_ENTROPY"]) * temperature).mean()
         self.descend("action", (-temperature.detach() * entropy - value).mean())
         self.descend("alpha", loss_alpha)
+        self.logged["temperature"] = self.alpha.exp().item()
         tau = self.c["TAU"]
         with torch.no_grad():
             for k in "12":
@@ -189,8 +202,9 @@ def agrees_with_the_plain_update(agent, plain, updates, b=64):
                                    rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("as_printed", EACH)
-@pytest.mark.parametrize("make", [SAC, CQL])
+@pytest.mark.parametrize("make, as_printed", [
+    (SAC, ()), (SAC, ["jacobian"]), (CQL, ()), (CQL, ["jacobian"]), (CQL, ["sign"]),
+    (CQL, ["range"]), (CQL, ERRATA)])
 def test_train_is_the_plain_update(make, as_printed, double):
     agent = make()
     ours.AS_PRINTED.update(as_printed)              # acts at once, in agents that are there
@@ -207,6 +221,16 @@ def test_a_changed_constant_acts_where_the_plain_update_has_it(name, value, doub
     monkeypatch.setattr(ours, name, value)
     agent = CQL()
     agrees_with_the_plain_update(agent, PlainUpdate(agent, constants={name: value}), 3, b=7)
+
+
+def test_what_a_reward_counts_is_changed_in_one_place(double, monkeypatch):
+    """In an update, in what is delivered, and in what is possible."""
+    monkeypatch.setattr(ours, "scaled", lambda reward: (reward + 4) / 4)
+    agent = SAC()
+    agrees_with_the_plain_update(agent, PlainUpdate(agent, constants={"SCALE": 4}), 1)
+    assert ours.discounted([-4.0, -2.0], terminal=True) == pytest.approx(0.99 * 0.5)
+    worst = -(math.pi ** 2 + 0.1 * 8 ** 2 + 0.001 * 2 ** 2)
+    assert ours.possible() == pytest.approx([25 * (worst + 4), 100])
 
 
 @pytest.mark.parametrize("make, name", [
@@ -241,26 +265,46 @@ def test_no_gradient_of_the_actors_loss_stays_in_the_critics():
         torch.testing.assert_close(mine.grad, theirs.grad)
 
 
-def test_cloning_climbs_the_log_density_of_the_datas_torques(double):
-    """Against torch.distributions' squashed Gaussian and an Adam of its own."""
+def test_cloning_descends_the_squared_error_of_the_drawn_torques(double):
     agent = BC()
     model = copy.deepcopy(agent.model_action)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
     before = numbers(agent)
     for k in range(5):
         state, action, *rest = (x.double() for x in batch(seed=k))
-        action[0], action[1], action[2] = 2.0, -2.0, 1.9995
-        agent.train(state, action, *rest)
-        tanh = (action / 2).clamp(-0.9999, 0.9999)      # the density is zero at 2 N m
-        squashed = torch.distributions.TransformedDistribution(
-            Normal(*mean_and_spread(model, state)), TanhTransform())
-        loss = -squashed.log_prob(tanh).mean()
+        with_seed(k, agent.train, state, action, *rest)
+        drawn, _ = with_seed(k, policy, model, state, 1)
         optimizer.zero_grad()
-        loss.backward()
+        ((drawn - action) ** 2).mean().backward()
         optimizer.step()
     torch.testing.assert_close(flat(agent.model_action), flat(model), rtol=1e-9, atol=1e-9)
     after = numbers(agent)
     for name in ("alpha", *CRITICS):
         assert same(after[name], before[name])
-    value = agent.model_value1(state, action)
-    assert value.shape == (64, 1) and value.isnan().all()       # it promises nothing
+
+
+def test_a_promise_is_the_smaller_q_and_a_clone_has_none():
+    state, action, *_ = batch()
+    agent = SAC()
+    for critic in (agent.model_value1, agent.model_value2):     # the smaller is now this, now that
+        critic.sequential[-1].bias.data.zero_()
+    values = torch.cat([critic_value(getattr(agent, name), state, action)
+                        for name in ("model_value1", "model_value2")], dim=1)
+    assert 5 < values.argmin(dim=1).sum() < 59
+    found = agent.promise(state.numpy(), action[:, 0].numpy())
+    assert found == pytest.approx(values.amin(dim=1).tolist(), abs=1e-5)
+    nothing = BC().promise(state.numpy(), action[:, 0].numpy())
+    assert nothing.shape == (64,) and all(map(math.isnan, nothing))
+
+
+class Gentle(SAC):
+    """At most a tenth of the torque."""
+    class ModelAction(SAC.ModelAction):
+        def forward(self, state, n=1):
+            action, entropy = super().forward(state, n)
+            return action / 10, entropy
+
+
+def test_an_edit_of_the_policys_forward_acts_in_what_is_played():
+    torques = [Gentle().get_action([1, 0, 0]) for _ in range(50)]
+    assert 0.05 < max(map(abs, torques)) <= 0.2

@@ -15,8 +15,14 @@ import pytest
 import torch
 
 import cql_pendulum as ours
-from conftest import cql
-from measure import pendulum
+from conftest import pendulum
+
+
+def cql(weight):
+    """A CQL with a weight of its own."""
+    student = ours.CQL()
+    student.weight = weight
+    return student
 
 
 @pytest.fixture
@@ -118,3 +124,26 @@ def test_cql_prefers_the_datas_torques_and_sac_does_not():
     _, sac = learn(ours.SAC, data, 80, lambda student: preference(student, data))
     assert cql > 10
     assert abs(sac) < 1
+
+
+def test_the_critics_find_q_where_it_is_known(quick, monkeypatch):
+    """Three states, one after another. The first pays 2 (scaled) and the third 1, which is its end;
+    the second pays 1 and its time is over there, so that the third still counts.
+
+    Without entropy Q is 2 + 0.95 + 0.95^2, 1 + 0.95 and 1, whatever the torque."""
+    monkeypatch.setattr(ours, "WIDTH", 32)
+    monkeypatch.setattr(ours, "TEMPERATURE", 1e-9)
+    rng = np.random.default_rng(0)
+    states = np.eye(3)[[0, 1, 2] * 100]
+    rewards = np.array([8.0, 0.0, 0.0] * 100)
+    data = ours.Data()
+    data.rows = np.column_stack([
+        states, rng.uniform(-2, 2, 300), rewards, np.roll(states, -1, axis=0),
+        states[:, 2], states[:, 1]])
+    ours.seed_everything(0)
+    agent = ours.SAC()
+    for _ in range(600):
+        agent.train(*data.get_sample())
+    expected = np.array([2 + 0.95 + 0.95 ** 2, 1 + 0.95, 1])
+    for torque in (-1.5, 0.0, 1.5):
+        assert agent.promise(np.eye(3), [torque] * 3) == pytest.approx(expected, abs=0.2)
