@@ -9,8 +9,9 @@ excess      promise - delivery - bonus, that is the over-estimate, like with lik
 
 All four are in the unit of the discounted sum of (reward + 8) / 8, of which no policy can deliver
 more than 100. Torques are in N m. A state is (cos angle, sin angle, speed in rad/s), 0 upright.
-Many episodes are played side by side, by formulas of Pendulum that a test holds to gym's.
+Returns are played in the program's own `env`; what needs 5,100 episodes at once, by `pendulum`.
 """
+import argparse
 import math
 import pathlib
 import sys
@@ -23,16 +24,70 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import cql_pendulum as ours  # noqa: E402
 
-TORQUES = np.linspace(-2, 2, 17)      # a quarter of a N m apart
+TORQUES = np.linspace(-2, 2, 17)                # a quarter of a N m apart
+CHOICES = torch.linspace(-2, 2, 41).numpy()     # of which the greedy way takes the best
 STATES = 300                          # of a kind, in one measurement
 NEAREST = 20                          # rows of the data that count as near a state
 NEAR, FAR = 0.25, 0.75                # N m to the nearest of these rows' torques
 WIDTH = 0.25                          # N m, the standard deviation of the density's kernel
-EPISODES, EVERY = 20, 10              # of the student's own: how many, and each how many steps
 CELLS, BINS = (12, 8), 8              # of angle and speed, 30 degrees by 2 rad/s; torque, 0.5 N m
 CLONING = 20_000                      # updates of the clone that chooses a target's torques
 INTERVENTIONS = ("clone target", "uniform torques", "uniform states", "uniform states and torques",
                  "fixed temperature")
+DIGITS = {"return": 2, "mean": 2, "greedy": 2, "promised": 3, "delivered": 3, "temperature": 5,
+          "outside": 4, "contrast": 3, "gap": 3}        # what final gives
+
+
+# Final episodes, in three ways
+
+def final(agent, rows, seed):
+    """100 final episodes of an agent, the same starts for all of a seed: a dict of rounded means.
+
+    return       by torques as the policy draws them; with it promised and delivered
+    mean         the return by the policy's mean torque
+    greedy       the return by the torque of 41 that the smaller critic likes best
+    outside      how many of the drawn steps are new to the rows; then see contrast_and_gap
+
+    A late policy and a right critic: greedy is good, the others are not."""
+    seeds, steps = seeds_of(seed, 1, 100), []
+
+    def drawn(state):
+        steps.append([*state, agent.get_action(state)])
+        return steps[-1][3]
+
+    def greedy(state):
+        return CHOICES[agent.promise(np.tile(state, (41, 1)), CHOICES).argmax()].item()
+
+    def play(choose):
+        return ours.evaluate(argparse.Namespace(get_action=choose, promise=agent.promise), seeds)
+
+    found = dict(zip(("return", "promised", "delivered"), map(np.mean, play(drawn))))
+    found["mean"] = play(lambda state: mean_torque(agent, state[None])[0])[0].mean()
+    steps = np.array(steps, float)
+    found["outside"] = outside(rows, steps[:, :3], steps[:, 3])
+    if not isinstance(agent, ours.BC):                  # whose critics are untrained
+        found["greedy"] = play(greedy)[0].mean()
+        found["temperature"] = temperature(agent)
+        found["contrast"], found["gap"] = contrast_and_gap(agent, rows)
+    return {name: round(float(found[name]), digits) for name, digits in DIGITS.items()
+            if name in found and not np.isnan(found[name])}
+
+
+@torch.no_grad()
+def mean_torque(agent, states):
+    """The torque at the policy's mean, 2 tanh(mu): [n, 3] -> [n]."""
+    policy = agent.model_action
+    mu = policy.fc_mu(policy.fc_state(torch.tensor(states).float()))            # [n, 1]
+    return (mu.tanh() * ours.TORQUE)[:, 0].double().numpy()
+
+
+def temperature(agent):
+    return float(agent.alpha.detach().exp())
+
+
+def seeds_of(seed, purpose, n):
+    """The program's seeds of n starts (0: tests, 1: final episodes), alike for all students."""
+    return ours.Run.starts(argparse.Namespace(seed=seed), purpose, n)
 
 
 # Pendulum, many at a time
@@ -56,34 +111,6 @@ def angles(states):
     return np.arctan2(states[:, 1], states[:, 0])
 
 
-def seeds_of(seed, purpose, n):
-    """Seeds of n starts for a purpose (0: tests, 1: final episodes, 2: own_steps), the same for all
-    students of a seed; those of the program."""
-    return ours.Run(None, seed).starts(purpose, n)
-
-
-def starts(seeds):
-    """Pendulum's first states of these seeds, not rounded to float32: [n, 3]."""
-    env = ours.MyWrapper()
-    points = []
-    for seed in seeds:
-        env.unwrapped.reset(seed=seed)
-        points.append(env.unwrapped.state)
-    return states_of(*np.array(points).T)
-
-
-def rollout(choose, states):
-    """Episodes side by side, in which choose gives torques for states, [n, 3] -> [n]. Returns the
-    states [200, n, 3], torques [200, n] and rewards [200, n]."""
-    steps = []
-    for _ in range(ours.EPISODE):
-        torques = choose(states)
-        rewards, following = pendulum(states, torques)
-        steps.append((states, torques, rewards))
-        states = following
-    return tuple(np.stack(column) for column in zip(*steps))
-
-
 @torch.no_grad()
 def draw(agent, states):
     """Torques of the policy and their entropies: [n, 3] -> [n], [n]."""
@@ -91,36 +118,7 @@ def draw(agent, states):
     return action[:, 0].double().numpy(), entropy[:, 0].double().numpy()
 
 
-def play(agent, seeds):
-    """The program's test of an agent, an episode for each seed: a dict of returns, promised (of the
-    first torque), delivered and bonus, [n] each, and the states [200, n, 3] and torques [200, n].
-    The same seeds, the same starts and noise."""
-    entropies = []
-
-    def choose(states):
-        torques, found = draw(agent, states)
-        entropies.append(found)
-        return torques
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds[0])
-        states, torques, rewards = rollout(choose, starts(seeds))
-    return {"return": rewards.sum(axis=0), "promised": promise(agent, states[0], torques[0]),
-            "delivered": ours.discounted(rewards),
-            "bonus": temperature(agent) * discounted_entropies(np.stack(entropies[1:])),
-            "states": states, "torques": torques}
-
-
 # What a torque promises and delivers
-
-@torch.no_grad()
-def promise(agent, states, torques):
-    """What the smaller critic promises: [n, 3], [n] -> [n]."""
-    states = torch.from_numpy(states).float()
-    torques = torch.from_numpy(torques).float()[:, None]                        # [n, 1]
-    values = agent.model_value1(states, torques), agent.model_value2(states, torques)
-    return torch.min(*values)[:, 0].double().numpy()
-
 
 def deliver(agent, states, torques):
     """What each torque and then the policy deliver, and the bonus of that policy: [n, 3], [n] ->
@@ -152,34 +150,11 @@ def over_torques(agent, states, torques=TORQUES):
     columns = []
     for torque in torques:
         same = np.full(len(states), torque)                                     # [n]
-        columns.append((promise(agent, states, same), *deliver(agent, states, same)))
+        columns.append((agent.promise(states, same), *deliver(agent, states, same)))
     return tuple(np.stack(column, axis=1) for column in zip(*columns))
 
 
-@torch.no_grad()
-def mean_torque(agent, states):
-    """The torque at the policy's mean, 2 tanh(mu): [n, 3] -> [n]."""
-    policy = agent.model_action
-    mu = policy.fc_mu(policy.fc_state(torch.tensor(states).float()))                # [n, 1]
-    return (ours.TORQUE * mu.tanh())[:, 0].double().numpy()
-
-
-def temperature(agent):
-    return float(agent.alpha.detach().exp())
-
-
 # The data near a state
-
-def stands(states):
-    """Whether a state is within 20 degrees of upright and slower than 1 rad/s: [n, 3] -> [n]."""
-    return (abs(angles(states)) < math.radians(20)) & (abs(states[:, 2]) < 1)
-
-
-def swings(states):
-    """Whether a state is more than 20 degrees from upright, at any speed: [n, 3] -> [n]. A state
-    near upright that is faster than 1 rad/s neither swings nor stands."""
-    return abs(angles(states)) > math.radians(20)
-
 
 def near_torques(rows, states):
     """The torques of the 20 rows nearest to each state, [n, 3] -> [n, 20], by cos, sin, speed / 8:
@@ -199,108 +174,11 @@ def densities(found, torques=TORQUES):
     return total
 
 
-# The measure
-
-def measure(agent, rows, seed, good=None):
-    """What a critic promises too much, where, and what it orders torques by: a flat dict of rounded
-    numbers (None where nothing is to be measured), the same for every critic.
-
-    300 states of the rows that swing and 300 that stand (all where there are fewer), drawn by the
-    seed, times 17 torques: see `summary`. Then the policy's `spectral_radius` and the agent's
-    `own_steps`. `good` is an agent whose deliveries say what torque is good: a teacher's, or an
-    expert's clone. Random numbers elsewhere are not disturbed."""
-    rng = np.random.default_rng(seed)
-    found = {}
-    for kind, chosen in (("swing", swings(rows)), ("stand", stands(rows))):
-        states = draw_states(rows[chosen], rng)
-        for name, value in summary(agent, rows, states, good).items():
-            found[f"{kind} {name}"] = value
-    found["radius"] = spectral_radius(agent)
-    found.update(own_steps(agent, rows, seed))
-    return {name: rounded(value) for name, value in found.items()}
-
-
-def draw_states(rows, rng):
-    """At most 300 different states of the rows: [n, 3]."""
-    chosen = rng.permutation(len(rows))[:STATES]
-    return rows[chosen, :3].astype(float)
-
-
-def summary(agent, rows, states, good=None):
-    """The numbers of some states. A mean over torques and states, unless something else is said.
-
-    states; promised, delivered, bonus, excess
-    excess near, excess far    of torques within 0.25 and beyond 0.75 N m of the data's near a state
-    states with both           how many have near and far torques
-    far minus near             mean excess of a state's far torques minus its near ones', over these
-    range promised, delivered  the most of a state's torques minus the least, mean over states
-    rank ...                   Spearman's correlation of a state's promises with its deliveries,
-                               deliveries and bonus, density of the data's torques, and the good
-                               agent's deliveries; mean over states"""
-    promised, delivered, bonus = over_torques(agent, states)                    # [n, 17] each
-    excess = promised - delivered - bonus
-    torques = near_torques(rows, states)                                        # [n, 20]
-    distance = abs(TORQUES[:, None] - torques[:, None, :]).min(axis=2)          # [n, 17]
-    near = np.where(distance <= NEAR, excess, np.nan)
-    far = np.where(distance > FAR, excess, np.nan)
-    difference = np.array([mean(x) - mean(y) for x, y in zip(far, near)])       # [n]
-    found = {
-        "states": len(states),
-        "promised": mean(promised),
-        "delivered": mean(delivered),
-        "bonus": mean(bonus),
-        "excess": mean(excess),
-        "excess near": mean(near),
-        "excess far": mean(far),
-        "states with both": int((~np.isnan(difference)).sum()),
-        "far minus near": mean(difference),
-        "range promised": mean(np.ptp(promised, axis=1)),
-        "range delivered": mean(np.ptp(delivered, axis=1)),
-        "rank delivered": mean(rank_correlations(promised, delivered)),
-        "rank delivered and bonus": mean(rank_correlations(promised, delivered + bonus)),
-        "rank density": mean(rank_correlations(promised, densities(torques))),
-    }
-    if good is not None:
-        _, best, _ = over_torques(good, states)
-        found["rank good"] = mean(rank_correlations(promised, best))
-    return found
-
-
-def spectral_radius(agent):
-    """The largest size of an eigenvalue of one step around upright under the policy's mean: above 1
-    the pendulum leaves upright, below 1 it comes back."""
-    size = 0.01                                                   # rad and rad/s
-    states = states_of(*size * np.array([[1, -1, 0, 0], [0, 0, 1, -1]]))        # [4, 3]
-    _, following = pendulum(states, mean_torque(agent, states))
-    after = np.stack([angles(following), following[:, 2]])                      # [2, 4]
-    jacobian = (after[:, ::2] - after[:, 1::2]) / (2 * size)                    # [2, 2]
-    return float(abs(np.linalg.eigvals(jacobian)).max())
-
-
-def own_steps(agent, rows, seed):
-    """The excess along the agent's own episodes, every tenth step of 20, by what the data has:
-    "both" the state's cell with the torque's bin in it, the "state only", or "neither" (the cells
-    and bins of histogram). The share of the steps, and their mean excess."""
-    played = play(agent, seeds_of(seed, 2, EPISODES))
-    states = played["states"][::EVERY].reshape(-1, 3)                           # [20 * 20, 3]
-    torques = played["torques"][::EVERY].reshape(-1)                            # [20 * 20]
-    delivered, bonus = deliver(agent, states, torques)
-    excess = promise(agent, states, torques) - delivered - bonus
-    known = data_has(rows, states, torques)
-    found = {}
-    for kind in ("both", "state only", "neither"):
-        found[f"own {kind} share"] = float((known == kind).mean())
-        found[f"own {kind} excess"] = mean(excess[known == kind])
-    found["own excess"] = mean(excess)
-    return found
-
-
-def data_has(rows, states, torques):
-    """What the rows have of each state and torque, "both", "state only" or "neither": [n]."""
-    counts = histogram(rows[:, :3], rows[:, 3])                                 # [12, 8, 8]
-    angle, speed, torque = bins(states, torques)
-    both, state = counts[angle, speed, torque] > 0, counts[angle, speed].sum(axis=1) > 0
-    return np.select([both, state], ["both", "state only"], "neither")
+def histogram(states, torques):
+    """How many of the states and torques lie in each cell and bin: [n, 3], [n] -> [12, 8, 8]."""
+    counts = np.zeros([*CELLS, BINS])
+    np.add.at(counts, bins(states, torques), 1)
+    return counts
 
 
 def bins(states, torques):
@@ -308,16 +186,8 @@ def bins(states, torques):
     found = []
     for value, most, n in ((angles(states), math.pi, CELLS[0]), (states[:, 2], 8, CELLS[1]),
                            (torques, 2, BINS)):
-        edges = np.linspace(-most, most, n + 1)[1:-1]
-        found.append(np.digitize(value, edges))
+        found.append(np.digitize(value, np.linspace(-most, most, n + 1)[1:-1]))
     return tuple(found)
-
-
-def histogram(states, torques):
-    """How many of the states and torques lie in each cell and bin: [n, 3], [n] -> [12, 8, 8]."""
-    counts = np.zeros([*CELLS, BINS])
-    np.add.at(counts, bins(states, torques), 1)
-    return counts
 
 
 def coverage(rows):
@@ -327,27 +197,60 @@ def coverage(rows):
 
 
 def outside(rows, states, torques):
-    """The share of visited states and torques, [n, 3] and [n], that are not "both" in the rows."""
-    return (data_has(rows, states, torques) != "both").mean()
+    """The share of states and torques, [n, 3] and [n], whose cell and bin the rows do not hold."""
+    counts = histogram(rows[:, :3], rows[:, 3])                                 # [12, 8, 8]
+    return (counts[bins(states, torques)] == 0).mean()
 
 
 def contrast_and_gap(agent, rows):
-    """Two numbers that need no environment, means over 500 states of the data. Q is the smaller
-    critic, m its mean over 41 torques from -2 to 2 N m.
-
-    contrast   Q(state, the data's torque) - m of Q(state, torque)
-    gap        log(4 N m * m of exp(Q(state, torque))) - Q(state, the data's torque)
-
-    The gap is CQL's penalty, with the integral over all torques for its estimate: log 4 where Q is
-    flat, and least where Q is the log of the density of the data's torques, per N m, plus a
-    constant. Then it is the entropy of these torques, which has no bound below."""
+    """Means over 500 states of the data. Contrast: Q of the data's torque minus the mean over 41
+    torques. Gap: the log of the integral of exp(Q) over all torques minus Q of the data's torque,
+    CQL's penalty without its noise: log 4 where Q is flat, and least, the entropy of the data's
+    torques, where Q is the log of their density plus a constant."""
     rows = rows[np.linspace(0, len(rows) - 1, 500).astype(int)]
-    torques = np.linspace(-2, 2, 41)
-    mine = promise(agent, rows[:, :3], rows[:, 3])
-    every = promise(agent, rows[:, :3].repeat(41, axis=0), np.tile(torques, 500)).reshape(500, 41)
+    mine = agent.promise(rows[:, :3], rows[:, 3]).astype(float)
+    every = agent.promise(rows[:, :3].repeat(41, axis=0), np.tile(CHOICES, 500))
+    every = every.astype(float).reshape(500, 41)
     most = every.max(axis=1)                                    # or exp overflows
     integral = np.log(4 * np.exp(every - most[:, None]).mean(axis=1)) + most
     return (mine - every.mean(axis=1)).mean(), (integral - mine).mean()
+
+
+# The measure over torques
+
+def measure(agent, rows, seed, good):
+    """What a critic promises too much, where, and what it orders torques by: a flat dict of rounded
+    numbers (None where nothing is to be measured). 17 torques in 300 states of the rows that swing
+    (more than 20 degrees from upright) and 300 that stand (within, slower than 1 rad/s), drawn by
+    the seed. Means over torques and states, each behind "swing" or "stand":
+
+    promised, delivered, bonus, excess
+    excess near, excess far    of torques within 0.25 and beyond 0.75 N m of the data's near a state
+    far minus near             the same, state by state, where a state has both
+    rank ...                   Spearman's correlation of a state's promises with its deliveries,
+                               deliveries and bonus, density of the data's torques, and the
+                               deliveries of `good`, the teacher"""
+    rng = np.random.default_rng(seed)
+    upright, slow = abs(angles(rows)) <= math.radians(20), abs(rows[:, 2]) < 1
+    found = {}
+    for kind, chosen in (("swing", ~upright), ("stand", upright & slow)):
+        some = rows[chosen]
+        states = some[rng.permutation(len(some))[:STATES], :3].astype(float)    # [300, 3]
+        promised, delivered, bonus = over_torques(agent, states)                # [300, 17] each
+        _, best, _ = over_torques(good, states)
+        excess, torques = promised - delivered - bonus, near_torques(rows, states)
+        distance = abs(TORQUES[:, None] - torques[:, None, :]).min(axis=2)      # [300, 17]
+        near = np.where(distance <= NEAR, excess, np.nan)
+        far = np.where(distance > FAR, excess, np.nan)
+        for name, values in (("promised", promised), ("delivered", delivered), ("bonus", bonus),
+                             ("excess", excess), ("excess near", near), ("excess far", far)):
+            found[f"{kind} {name}"] = mean(values)
+        gaps = np.array([mean(x) - mean(y) for x, y in zip(far, near)])         # [300]
+        found[f"{kind} far minus near"] = mean(gaps)
+        for name, values in (("delivered", delivered), ("delivered and bonus", delivered + bonus),
+                             ("density", densities(torques)), ("good", best)):
+            found[f"{kind} rank {name}"] = mean(rank_correlations(promised, values))
+    return {name: None if math.isnan(value) else round(value, 5) for name, value in found.items()}
 
 
 def rank_correlations(first, second):
@@ -363,19 +266,11 @@ def mean(values):
     return float(values.mean()) if len(values) else math.nan
 
 
-def rounded(value, digits=5):
-    """A number for a file; None for NaN."""
-    if isinstance(value, int):
-        return value
-    return None if math.isnan(value) else round(value, digits)
-
-
 # The interventions
 
 class CloneTarget(ours.SAC):
     """SAC whose target follows a frozen clone of the data's policy, in torque and entropy. It never
     bootstraps through torques of its own; all else is SAC."""
-
     def __init__(self, clone):
         super().__init__()
         self.clone = clone
@@ -387,6 +282,16 @@ class CloneTarget(ours.SAC):
         value2 = self.model_value_next2(next_state, action)                     # [b, 1]
         value = torch.min(value1, value2) + self.alpha.exp() * entropy          # [b, 1]
         return reward + ours.GAMMA * (1 - over) * value
+
+
+def clone_target(rows, seed):
+    """A CloneTarget; the clone is trained here, and all random numbers seeded again behind it."""
+    clone, data = ours.BC(), ours.Data()
+    data.rows = rows
+    for _ in range(CLONING):
+        clone.train(*data.get_sample())
+    ours.seed_everything(seed)
+    return CloneTarget(clone)
 
 
 def fixed_temperature(agent):
@@ -401,11 +306,8 @@ def changed_rows(kind, rows, seed, teacher):
     uniform torques               the data's states, torques drawn uniformly from [-2, 2]
     uniform states                any angle, any speed up to 8 rad/s; the teacher's torque there
     uniform states and torques    both drawn uniformly
-    all others                    the data's rows
 
     With uniform torques the next states leave the data, too, by one step."""
-    if not kind.startswith("uniform"):
-        return rows
     rng, n = np.random.default_rng(seed), len(rows)
     states = rows[:, :3]
     if "states" in kind:
@@ -413,54 +315,10 @@ def changed_rows(kind, rows, seed, teacher):
     if "torques" in kind:
         torques = rng.uniform(-2, 2, n)
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            torques, _ = draw(teacher, states)
+        torch.manual_seed(seed)
+        torques, _ = draw(teacher, states)
     changed = rows.copy()                                       # the flags stay: none is terminal
     changed[:, :3], changed[:, 3] = states, torques                             # float32
     reward, following = pendulum(changed[:, :3].astype(float), changed[:, 3].astype(float))
     changed[:, 4], changed[:, 5:8] = reward, following
     return changed
-
-
-def nearest_returns(agent, rows, seeds):
-    """Mean returns of two ways to choose among the torques of the 20 nearest rows, from the same
-    starts: the "best" by the smaller critic, and a "random" one. Both stay with torques that the
-    data has near the state; only the first asks the critic."""
-    rng = np.random.default_rng(seeds[0])
-
-    def best(states, torques):
-        values = promise(agent, states.repeat(NEAREST, axis=0), torques.reshape(-1))
-        return values.reshape(-1, NEAREST).argmax(axis=1)                       # [n]
-
-    def anyone(states, torques):
-        return rng.integers(NEAREST, size=len(states))                          # [n]
-
-    found = {}
-    for name, pick in (("best", best), ("random", anyone)):
-        def choose(states, pick=pick):
-            torques = near_torques(rows, states)                                # [n, 20]
-            return torques[np.arange(len(states)), pick(states, torques)]
-        _, _, rewards = rollout(choose, starts(seeds))
-        found[f"{name} of the nearest"] = rounded(float(rewards.sum(axis=0).mean()))
-    return found
-
-
-def make_student(kind, rows, seed):
-    """The student of an intervention, seeded as the main job's student is.
-
-    clone target         a clone of the data, trained first, chooses the target's torques
-    fixed temperature    SAC whose temperature stays 0.01
-    all others           SAC; what changes are its rows, see changed_rows"""
-    ours.seed_everything(seed)
-    if kind.startswith("uniform"):
-        return ours.SAC()
-    if kind == "fixed temperature":
-        return fixed_temperature(ours.SAC())
-    clone = ours.BC()
-    data = ours.Data()
-    data.rows = rows
-    for _ in range(CLONING):
-        clone.train(*data.get_sample())
-    ours.seed_everything(seed)
-    return CloneTarget(clone)

@@ -1,29 +1,36 @@
-"""The study's runs: data, students, seeds, weights and errata.
+"""The study's runs: each is a command line of the program, and becomes a line of cells.jsonl.
 
 python study/run.py                     run what results/cells.jsonl lacks; stop at any time
 python study/run.py --only cql "all"    of that, the cells of this kind, data or seed alone
-python study/run.py --again 5           run five cells a second time: which digits come again?
+python study/run.py --again 5           run five of its cells a second time: which digits come again?
+python study/run.py --scheduler ADDRESS    on Dask's workers, which need this repository; start each
+                                           in it: PYTHONPATH=study dask worker ADDRESS --nthreads 1
 
-A cell is a training run and 100 episodes after it, and a line of the file, which says on which
-commit and processor it was made. Another processor rounds differently, and in a long run the digits
-part: a seed's students are compared with the teacher and the students of their seed alone. Teachers
-and their data are kept in study/kept; delete it after a change of the program that changes numbers.
+A cell's "argv" is what to type behind `python cql_pendulum.py`. Nothing is trained here: run_cell
+calls the program's main, reads its log, and plays 100 final episodes in three ways. To save time a
+seed's teacher is trained once, into study/kept/<seed>, and students get its dataset.npz: the same
+students to the last bit. Delete study/kept after a change of the program that changes numbers.
+Another processor rounds differently, and in a long run the digits part.
 """
 import argparse
+import contextlib
 import json
-import multiprocessing
+import os
 import pathlib
 import platform
 import random
-import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-import types
+from unittest import mock
 
-import numpy as np
+import joblib
+import pandas as pd
+import torch
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import cql_pendulum as ours  # noqa: E402
@@ -31,175 +38,181 @@ import measure  # noqa: E402
 import recordings  # noqa: E402
 
 FILE, KEPT = HERE / "results" / "cells.jsonl", HERE / "kept"
-KEY = "kind", "seed", "data", "as_printed", "weight", "student"
-STUDENTS = {"cql": ours.CQL, "sac": ours.SAC, "bc": ours.BC,
-            "cql, fixed temperature": lambda: measure.fixed_temperature(ours.CQL())}
-LASTS = [f"last {n}" for n in (5, 10, 20, 40, 70, 85)]
-DATA = [*LASTS, "all", "random 20", "random 10 + last 10", "2,000 rows"]
+KEY = "kind", "seed", "data", "as_printed", "weight", "student", "steps", "loss"
+STUDENTS = ["cql", "sac", "bc"]
+DATA = [*(f"last {n}" for n in (5, 10, 20, 40, 70, 85)), "all", "random 20", "random 10 + last 10",
+        "2,000 rows"]
+DOSES = [f"random {n} + last 10" for n in (1, 2, 3, 5, 10)]
 MEASURED = ["last 10", "last 85", "all", "random 20", "last 40"]      # what measure.measure is for
 MOMENTS = 2000, 4000, 10_000, 20_000, 49_999                          # updates at which it is made
-DIGITS = {"minutes": 2, "coverage": 3, "outside": 4, "data mean": 2, "return": 2, "promised": 3,
-          "delivered": 3, "temperature": 5, "entropy bonus": 3}       # a line's numbers
+BETWEEN = 20_000, 50_000                # updates with final episodes, if the student goes on
 ALL_FOUR = tuple(ours.ERRATA)
 FIVE, TEN, LATER, TWENTY = range(5), range(10), range(10, 15), range(20)
+SHORT = {"steps": 20_000}
 # kinds, data, seeds, all combinations of them; and what is not as usual
 GRID = [
     (["teacher"], [None], TWENTY, {}),
-    (["cql", "sac", "bc"], ["last 10"], TWENTY, {}),
-    (["cql", "sac", "bc"], ["all"], range(15), {}),
-    (["cql", "sac", "bc"], DATA, FIVE, {}),
-    (["cql", "sac", "bc"], ["last 85", "random 20", "last 40"], LATER, {}),
+    (STUDENTS, ["last 10"], TWENTY, {}),
+    (STUDENTS, ["all"], range(15), {}),
+    (STUDENTS, DATA, FIVE, {}),
+    (STUDENTS, ["last 85", "random 20", "last 40"], LATER, {}),
+    (STUDENTS, ["20 mean"], TEN, {}),
+    (STUDENTS, ["controller"], FIVE, {}),
+    (STUDENTS, ["20 drawn"], TEN, {}),
+    (STUDENTS, ["controller + 0.5"], FIVE, {}),
+    (["sac"], DOSES, TEN, {}),
+    (["cql"], ["20 mean", "controller"], range(3), {"steps": 100_000}),
     (["cql"], ["all", "last 10"], FIVE, {"weight": 0.2}),
     (["cql"], ["all", "last 10"], FIVE, {"weight": 1.0}),
     (["cql"], ["all"], TEN, {"as_printed": ALL_FOUR}),
     (["teacher"], [None], TEN, {"as_printed": ALL_FOUR}),
     *((["teacher"], [None], range(10, 14), {"as_printed": [name]}) for name in ALL_FOUR),
     *((["cql"], ["last 10"], [3], {"student": student}) for student in range(103, 108)),
-    (measure.INTERVENTIONS, ["last 10"], LATER, {}),
-    # recordings, 20,000 updates, in the order of what they answer
-    (["cql"], ["20 drawn", "20 mean"], TEN, {}),
-    (["cql, fixed temperature"], ["20 mean", "controller"], FIVE, {}),
-    (["cql", "sac", "bc"], ["controller"], FIVE, {}),
-    (["cql"], ["controller"], FIVE, {"weight": 0.2}),
-    (["cql"], ["20 mean + 0.5"], TEN, {}),
-    (["cql"], ["controller + 0.5"], FIVE, {}),
-    (["bc", "sac"], ["20 mean"], TEN, {}),
-    (["bc", "sac"], ["20 drawn"], FIVE, {}),
-    (["cql"], ["20 mean"], FIVE, {"weight": 0.2}),
-    (["cql"], ["controller 1.8"], FIVE, {}),
-    (["cql"], ["20 mean + 0.1", "20 mean + 0.25", "20 mean + 1", "controller + 1"], FIVE, {}),
-    (["bc", "sac"], ["20 mean + 0.5", "controller + 0.5"], FIVE, {}),
-    (["cql"], ["controller + 0.5"], FIVE, {"weight": 0.2}),
+    (measure.INTERVENTIONS, ["last 10"], LATER, SHORT),
+    (["cql, fixed temperature"], ["20 mean", "controller"], FIVE, SHORT),
+    (["cql"], ["20 mean", "controller", "controller + 0.5"], FIVE, {"weight": 0.2} | SHORT),
+    (["cql"], ["20 mean + 0.5"], TEN, SHORT),
+    (["sac"], ["20 mean + 0.5"], FIVE, SHORT),
+    (["bc"], ["20 mean + 0.5"], FIVE, SHORT),
+    (["cql"], ["controller 1.8", "20 mean + 0.1", "20 mean + 0.25", "20 mean + 1",
+               "controller + 1"], FIVE, SHORT),
 ]
 
 
 def grid():
-    """All cells. A student has the seed of its teacher unless another is given."""
+    """All cells, each once."""
     cells = {}
     for kinds, names, seeds, more in GRID:
-        for kind in kinds:
-            for data in names:
-                for seed in seeds:
-                    one = cell(kind, seed, data, **more)
-                    cells[key(one)] = one
+        for kind, data, seed in ((k, d, s) for k in kinds for d in names for s in seeds):
+            one = cell(kind, seed, data, **more)
+            cells[key(one)] = one
     return [*cells.values()]
 
 
-def cell(kind, seed, data=None, as_printed=(), weight=5.0, student=None):
-    return {"kind": kind, "seed": seed, "data": data, "as_printed": [*as_printed],
-            "weight": weight if kind == "cql" else None,
-            "student": seed if student is None else student}
+def cell(kind, seed, data=None, as_printed=(), weight=5.0, student=None, steps=50_000):
+    """seed: of the teacher and the data; student: of the student, the same if nothing is said."""
+    one = {"kind": kind, "data": data, "seed": seed, "weight": weight if kind.endswith("cql") else None,
+           "student": seed if student is None else student, "as_printed": [*as_printed],
+           "steps": 1 if kind == "teacher" else steps}
+    typed = kind in ("teacher", *STUDENTS) and data != "2,000 rows"
+    return one | {"argv": command(one) if typed else None}
 
 
 def key(line):
-    return json.dumps([line[name] for name in KEY])
+    return json.dumps([line.get(name) for name in KEY])
 
 
-# Data and students
-
-def make_data(name, seed, teacher):
-    """The Data of a name: all 100 episodes of the teacher, or the last N, N of random torques
-    before them, or 2,000 rows of all; or what recordings.py makes."""
-    if name in recordings.NAMES:
-        return recordings.make(name, seed, teacher)
-    data = ours.load_dataset(KEPT / f"{seed}.npz")
-    rows = data.rows
-    if name == "2,000 rows":
-        chosen = np.random.default_rng(seed).choice(len(rows), 2000, replace=False)
-        data.rows = rows[np.sort(chosen)]
-    elif name != "all":
-        numbers = dict(part.split() for part in name.split(" + "))              # {"last": "10"}
-        anybody = types.SimpleNamespace(get_action=lambda state: random.uniform(-2, 2))
-        ours.seed_everything(seed)
-        data = ours.Data()
-        for _ in range(int(numbers.get("random", 0))):
-            data.update_data(anybody)
-        last = ours.EPISODE * int(numbers.get("last", 0))
-        data.rows = np.concatenate([data.rows, rows[len(rows) - last:]])
-    return data
-
-
-def make_student(cell, rows):
-    """The agent of a cell, seeded as the main job's student is."""
-    if cell["kind"] in measure.INTERVENTIONS:
-        return measure.make_student(cell["kind"], rows, cell["student"])
-    ours.seed_everything(cell["student"])
-    student = STUDENTS[cell["kind"]]()
-    if cell["kind"] == "cql":
-        student.weight = cell["weight"]
-    return student
+def command(one):
+    """The program's options for a cell. Files in study/kept are made by run_cell."""
+    kind, data, seed = one["kind"], one["data"], one["seed"]
+    argv = ["--seed", str(one["student"])]
+    if kind.startswith("uniform"):
+        argv += ["--dataset", f"study/kept/{kind}-{seed}.npz"]
+    elif data in recordings.NAMES or data == "2,000 rows":
+        argv += ["--dataset", f"study/kept/{data}-{seed}.npz"]
+    elif kind != "teacher":
+        if seed != one["student"] or one["as_printed"]:         # a student of another's teacher
+            argv += ["--dataset", f"study/kept/{seed}/dataset.npz"]
+        for part in data.split(" + ") if data != "all" else []:                 # "random 10"
+            argv += [f"--{word}" if word.isalpha() else word for word in part.split()]
+        if "random" in data and "last" not in data:
+            argv += ["--last", "0"]
+    if kind not in ("teacher", "cql", "cql, fixed temperature"):
+        argv += ["--student", "bc" if kind == "bc" else "sac"]
+    if one["weight"] not in (None, 5):
+        argv += ["--weight", f"{one['weight']:g}"]
+    if one["as_printed"]:
+        argv += ["--as-printed", *one["as_printed"]]
+    return argv + (["--steps", str(one["steps"])] if one["steps"] != 50_000 else [])
 
 
 # A run
 
-def train_teacher(cell, epochs=100):
-    """The page's loop: the teacher, its data and its tests. A corrected one is kept."""
-    seed, tests = cell["seed"], []
-    ours.seed_everything(seed)
-    agent, data = ours.SAC(), ours.Data()
-    for epoch in range(epochs):
-        data.update_data(agent)
-        for _ in range(ours.UPDATES):
-            agent.train(*data.get_sample())
-        if epoch % 10 == 0 or epoch == epochs - 1:
-            tests.append(test(epoch, agent, data, seed)[:5])    # no gap: its data are not frozen
-    if not cell["as_printed"]:
-        KEPT.mkdir(exist_ok=True)
-        ours.save_agent(KEPT / f"{seed}.pt", agent)
-        ours.save_dataset(KEPT / f"{seed}.npz", data)
-    return agent, data, tests, {}
+AT_A_TIME = threading.RLock()           # the program has one env, and one set of random numbers
 
 
-def train_student(cell, updates=None):
-    """The page's loop: the student, its data, its tests, and measure.measure at MOMENTS."""
-    kind, seed, tests, measures = cell["kind"], cell["seed"], [], {}
-    short = kind in measure.INTERVENTIONS or cell["data"] in recordings.NAMES
-    updates = updates or (20_000 if short else 50_000)
-    teacher = ours.load_agent(KEPT / f"{seed}.pt")
-    data = make_data(cell["data"], seed, teacher)
-    data.rows = measure.changed_rows(kind, data.rows, seed, teacher)
-    agent = make_student(cell, data.rows)
-    data.freeze()
-    measured = cell["data"] in MEASURED and kind in ("sac", "cql") and seed >= 10
-    for i in range(updates):
-        agent.train(*data.get_sample())
-        if i % 2000 == 0 or i == updates - 1:
-            tests.append(test(i, agent, data, seed))
-            if measured and i in MOMENTS:
-                measures[str(i)] = measure.measure(agent, data.rows, seed, teacher)
-                if cell["data"] == "last 10":
-                    measures[str(i)] |= measure.nearest_returns(agent, data.rows,
-                                                                measure.seeds_of(seed, 1, 100))
-    return agent, data, tests, measures
+def run_cell(one):
+    """Run the program's main for a cell, on one thread, and return the cell's line."""
+    torch.set_num_threads(1)            # both hold for the thread that sets them, and Dask works in
+    torch.set_flush_denormal(True)      # another than that which imports
+    kind, seed, found = one["kind"], one["seed"], {"at": {}, "measures": {}}
+    KEPT.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(AT_A_TIME)
+        stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        out = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=KEPT)), "run")
+        argv = [*with_files(one), "--out", str(out)]
+        changed = {"Run": watched(one, found), "tqdm": None}
+        if kind == "clone target":
+            rows = ours.load_dataset(kept(seed) / "dataset.npz").rows[-10 * ours.EPISODE:]
+            changed["SAC"] = lambda: measure.clone_target(rows, one["student"])
+        elif kind.endswith("fixed temperature"):
+            name = "CQL" if kind.startswith("cql") else "SAC"
+            make = getattr(ours, name)
+            changed[name] = lambda: measure.fixed_temperature(make())
+        ours.AS_PRINTED.clear()         # what the last cell of this process left
+        begun = time.process_time()
+        with mock.patch.multiple(ours, **changed):
+            data, teacher, student = ours.main(argv)
+        line = {"minutes": round((time.process_time() - begun) / 60, 2), "rows": len(data.rows),
+                "coverage": round(float(measure.coverage(data.rows)), 3),
+                "data mean": round(float(ours.EPISODE * data.rows[:, 4].mean()), 2)}
+        line |= measure.final(teacher or student, data.rows, seed)
+        log = pd.read_csv(out / "log.csv")
+        log = log[log["stage"] == ("student" if teacher is None else "teacher")]
+        log = log.drop(columns="stage").dropna(axis=1, how="all").round(5)
+        if kind == "teacher" and not one["as_printed"] and not (KEPT / str(seed)).exists():
+            with contextlib.suppress(OSError):          # another process was faster
+                out.rename(KEPT / str(seed))
+    line |= {name: value for name, value in found.items() if value}
+    return one | {"commit": commit(), "cpu": cpu()} | line | {"tests": log.to_dict("list")}
 
 
-def test(step, agent, data, seed):
-    """A list: the update, means of ten episodes' return, promised and delivered, then contrast and
-    gap (measure.contrast_and_gap; lines of 2026-11-28 and before have no gap)."""
-    played = measure.play(agent, measure.seeds_of(seed, 0, 10))
-    values = [played[name].mean() for name in ("return", "promised", "delivered")]
-    values += measure.contrast_and_gap(agent, data.rows)
-    return [step, *(measure.rounded(float(value), 3) for value in values)]
+def with_files(one):
+    """The options of a cell, with its files in study/kept, which are made where they are missing;
+    a student of its own teacher gets the teacher's dataset instead."""
+    argv, seed = command(one), one["seed"]
+    if one["kind"] == "teacher" or one["data"].startswith("random 20"):         # these need none
+        return argv
+    if "--dataset" not in argv:
+        argv += ["--dataset", f"study/kept/{seed}/dataset.npz"]
+    k = argv.index("--dataset") + 1
+    file = KEPT / argv[k].removeprefix("study/kept/")
+    argv[k] = str(file)
+    if not file.exists():
+        name = one["data"] if one["kind"] in (*STUDENTS, "cql, fixed temperature") else one["kind"]
+        teacher = None if name.startswith("controller") else kept(seed)
+        if file.name != "dataset.npz":
+            recordings.write(file, name, seed, teacher)
+    return argv
 
 
-def run_cell(cell):
-    """Train one cell in this process, on one thread, and return its line."""
-    ours.AS_PRINTED.update(cell["as_printed"])
-    begun = time.process_time()
-    train = train_teacher if cell["kind"] == "teacher" else train_student
-    agent, data, tests, measures = train(cell)
-    minutes = (time.process_time() - begun) / 60
-    played = measure.play(agent, measure.seeds_of(cell["seed"], 1, 100))
-    drift = measure.outside(data.rows, played["states"].reshape(-1, 3), played["torques"].ravel())
-    numbers = (minutes, measure.coverage(data.rows), drift, ours.EPISODE * data.rows[:, 4].mean(),
-               played["return"].mean(), played["promised"].mean(), played["delivered"].mean(),
-               measure.temperature(agent), played["bonus"].mean())
-    line = {name: measure.rounded(float(value), digits)
-            for (name, digits), value in zip(DIGITS.items(), numbers)}
-    line |= {"rows": len(data.rows), "tests": tests}
-    if measures:
-        line["measures"] = measures
-    return cell | {"commit": commit(), "cpu": cpu()} | line
+def kept(seed):
+    """The folder of a seed's teacher; trained where there is none."""
+    if not (KEPT / str(seed)).exists():
+        run_cell(cell("teacher", seed))
+    return KEPT / str(seed)
+
+
+def watched(one, found):
+    """The program's Run, which also measures the student at some tests, and puts into `found` what
+    it finds. Training does not notice: its random numbers go on as if nothing had been drawn."""
+    measured = one["data"] in MEASURED and one["kind"] in ("sac", "cql") and one["seed"] >= 10
+
+    class Watched(ours.Run):
+        def test(self, stage, step, agent):
+            super().test(stage, step, agent)
+            if stage == "teacher" or one["kind"] == "teacher":
+                return
+            with ours.chance_kept():
+                rows = ours.load_dataset(self.folder / "dataset.npz", check=False).rows
+                if step in BETWEEN and step < one["steps"] - 1:
+                    found["at"][str(step)] = measure.final(agent, rows, one["seed"])
+                if measured and step in MOMENTS:
+                    good = ours.load_agent(kept(one["seed"]) / "teacher.pt")
+                    found["measures"][str(step)] = measure.measure(agent, rows, one["seed"], good)
+
+    return Watched
 
 
 def commit():
@@ -240,59 +253,66 @@ def lines():
 
 def append(line):
     with open(FILE, "a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-def work(cells, processes, run_student=None):
-    """Run cells, each in a process of its own: first teachers, and those whose data students need.
-    A line that the file lacks is appended; another is compared with the one that is there."""
+def work(cells, processes=2, scheduler=None, run_one=None):
+    """Run cells side by side: first teachers, and those whose data students need. A line that the
+    file lacks is appended as soon as it is there; another is compared with the file's."""
     have = lines()
     students = [one for one in cells if one["kind"] != "teacher"]
-    teachers = [one for one in cells if one["kind"] == "teacher"]
-    teachers += [cell("teacher", seed) for seed in sorted({one["seed"] for one in students})
-                 if not (KEPT / f"{seed}.npz").exists() and cell("teacher", seed) not in teachers]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)           # kill stops like Ctrl-C
-    context = multiprocessing.get_context("spawn")
-    # Ctrl-C is for this process, which then ends the others
-    with context.Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN), 1) as pool:
-        try:
-            for run_one, some in ((run_cell, teachers), (run_student or run_cell, students)):
-                for line in pool.imap_unordered(run_one, some):
-                    known = have.get(key(line))
-                    if known is None:
-                        append(line)
-                    print(compared(known, line) if known else f"{key(line)}: {line['return']:.0f}",
-                          flush=True)
-        except KeyboardInterrupt:
-            sys.exit("stopped; the same command goes on with what is missing")
+    teachers = {key(one): one for one in cells if one["kind"] == "teacher"}
+    for seed in {one["seed"] for one in students}:
+        if not (KEPT / str(seed)).exists():
+            teachers.setdefault(key(cell("teacher", seed)), cell("teacher", seed))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))     # the same command goes on
+        if scheduler:
+            import distributed
+            stack.enter_context(distributed.Client(scheduler))
+            stack.enter_context(joblib.parallel_config("dask"))
+        # all jobs at once, one by one: a worker that comes later finds some, one that goes loses one
+        parallel = joblib.Parallel(-1 if scheduler else processes, batch_size=1, pre_dispatch="all",
+                                   return_as="generator_unordered")
+        for run_job, jobs in ((run_cell, teachers.values()), (run_one or run_cell, students)):
+            for line in parallel(joblib.delayed(run_job)(one) for one in jobs):
+                known = have.get(key(line))
+                if known is None:
+                    append(line)
+                print(compared(known, line) if known else f"{key(line)}: {line['return']:.0f}",
+                      flush=True)
 
 
 def compared(old, new):
     """In words: which numbers of two lines of a cell differ, and where the lines were made."""
     one, other = numbers_of(old), numbers_of(new)
-    differ = [name for name in one if name in other and one[name] != other[name]]
+    both = [name for name in one if name in other]
+    differ = [name for name in both if one[name] != other[name]]
     where = ", ".join(f"{line['cpu']} at {line['commit'][:7]}" for line in (old, new))
-    if not differ:
-        return f"{key(new)}: the same {len(one)} numbers ({where})"
     first = "; ".join(f"{name}: {one[name]}, {other[name]}" for name in differ[:4])
-    return f"{key(new)}: {len(differ)} of {len(one)} numbers differ ({where}), as {first}"
+    return f"{key(new)}: {len(differ)} of {len(both)} numbers differ ({where}) {first}"
 
 
 def numbers_of(line):
-    """What a run gives, as a flat dict: what is in both of two lines can be compared."""
-    found = {name: line[name] for name in DIGITS if name in line and name != "minutes"}
-    for step, *values in line["tests"]:
-        for name, value in zip(("return", "promised", "delivered", "contrast", "gap"), values):
-            found[f"{name} at {step}"] = value
-    for step, values in line.get("measures", {}).items():
+    """What a run gives, as a flat dict. Lines without "mean" were played with other noise: of them
+    only what training alone makes can be the same."""
+    if "mean" not in line:
+        return {name: line[name] for name in ("rows", "coverage", "data mean", "temperature")
+                if name in line}
+    found = {name: value for name, value in line.items()
+             if isinstance(value, float) and name not in ("minutes", "weight")}
+    for step, values in [*line.get("at", {}).items(), *line.get("measures", {}).items()]:
         found |= {f"{name} at {step}": value for name, value in values.items()}
-    # a clone promises nothing, though some old lines have what its untrained critic said
-    return {name: value for name, value in found.items() if value is not None}
+    tests = line["tests"] if isinstance(line["tests"], dict) else {}
+    for name, column in tests.items():
+        found |= {f"{name} of test {k}": value for k, value in enumerate(column)}
+    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=2, help="side by side (%(default)s)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of Dask, whose workers then work")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD",
                         help="cells that have all of these as kind, data or seed")
     parser.add_argument("--again", type=int, metavar="N", help="run N of the file's cells again")
@@ -304,8 +324,9 @@ def main():
         sys.exit("there is no such cell to run")
     if options.again is not None:
         cells = random.sample(cells, min(options.again, len(cells)))
-    work(cells, options.processes)
+    work(cells, options.processes, options.scheduler)
 
 
 if __name__ == "__main__":
-    main()
+    import run                          # by this name workers find it, wherever they have it
+    run.main()
