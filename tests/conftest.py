@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import sys
+import types
 
 os.environ["OMP_NUM_THREADS"] = "1"       # here and in every child: two runs do not fight
 TOP = pathlib.Path(__file__).parents[1]
@@ -19,8 +20,6 @@ import torch  # noqa: E402
 import cql_pendulum as ours  # noqa: E402
 
 FILES = {"config.json", "curves.png", "dataset.npz", "log.csv", "student.pt", "teacher.pt"}
-CRITICS = ["model_value1", "model_value2", "model_value_next1", "model_value_next2"]
-NETWORKS = ["model_action", *CRITICS]
 
 
 def pendulum(states, torques):
@@ -33,12 +32,6 @@ def pendulum(states, torques):
     return rewards, np.stack([np.cos(angle), np.sin(angle), speed], axis=1)
 
 
-def shrink(monkeypatch):
-    """Short episodes, few updates, small networks."""
-    for name, value in (("EPISODE", 20), ("BATCH", 16), ("UPDATES", 3), ("WIDTH", 8)):
-        monkeypatch.setattr(ours, name, value)
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     ours.seed_everything(0)
@@ -46,21 +39,19 @@ def seeded():
     ours.AS_PRINTED.clear()
 
 
+def shrink(monkeypatch):
+    """Short episodes, few updates, small networks: a main job takes a second."""
+    for name, value in (("EPISODE", 20), ("BATCH", 16), ("UPDATES", 3), ("WIDTH", 8)):
+        monkeypatch.setattr(ours, name, value)
+
+
 @pytest.fixture
 def small(monkeypatch):
-    """A main job takes a fraction of a second: three final episodes, and no picture."""
+    """A main job takes a fraction of it: three final episodes, and no picture."""
     starts = ours.Run.starts
     shrink(monkeypatch)
     monkeypatch.setattr(ours.Run, "starts", lambda *given: starts(*given)[:3])
     monkeypatch.setattr(ours, "draw", lambda *_: None)
-
-
-@pytest.fixture
-def untrained(monkeypatch, small):
-    """A main job that trains and plays nothing: its agents stay as they were made."""
-    monkeypatch.setattr(ours.SAC, "train", lambda *_: None)
-    monkeypatch.setattr(ours.BC, "train", lambda *_: None)
-    monkeypatch.setattr(ours, "evaluate", lambda agent, seeds: 3 * [-np.arange(len(seeds)) - 1.0])
 
 
 @pytest.fixture
@@ -92,8 +83,7 @@ def batch(b=64, seed=0):
     state, next_state = torch.cat([angle.cos(), angle.sin(), speed], dim=2)
     action = torch.empty(b, 1).uniform_(-2, 2, generator=g)
     reward = torch.empty(b, 1).uniform_(-16, 0, generator=g)
-    over = torch.randint(2, (b, 1), generator=g)
-    return state, action, reward, next_state, over
+    return state, action, reward, next_state, torch.randint(2, (b, 1), generator=g)
 
 
 def with_seed(seed, function, *arguments):
@@ -103,13 +93,10 @@ def with_seed(seed, function, *arguments):
 
 def numbers(agent):
     """A copy of every number that an agent's next update needs, by attribute."""
-    found = {}
-    for name, part in vars(agent).items():
-        if hasattr(part, "state_dict"):
-            found[name] = copy.deepcopy(part.state_dict())
-        elif torch.is_tensor(part):
-            found[name] = part.detach().clone()
-    return found
+    parts = {name: part.state_dict() if hasattr(part, "state_dict") else part.detach()
+             for name, part in vars(agent).items()
+             if hasattr(part, "state_dict") or torch.is_tensor(part)}
+    return copy.deepcopy(parts)
 
 
 def same(one, other):
@@ -123,33 +110,19 @@ def same(one, other):
     return type(one) is type(other) and one == other
 
 
-class Constant:
+def constant(torque):
     """An agent of one torque."""
-    def __init__(self, torque):
-        self.torque = torque
-
-    def get_action(self, state):
-        return self.torque
+    return types.SimpleNamespace(get_action=lambda state: torque)
 
 
 def filled(data, episodes=1):
     """A Data with so many more episodes of the torques 0, 0.5, 1, ..."""
     for k in range(episodes):
-        data.update_data(Constant(k / 2))
+        data.update_data(constant(k / 2))
     return data
 
 
-def table(text):
-    """The numbers of the table: episodes, mean, standard error, worst, best."""
-    found = [line for line in text.splitlines() if line.startswith("the ")]
-    return {line[4:22].strip(): [float(x) for x in line[22:].split()] for line in found}
-
-
 def log(out):
+    """The rows of log.csv."""
     with open(out / "log.csv") as file:
         return list(csv.DictReader(file))
-
-
-def steps_in(out):
-    """Stage and step of each test in log.csv."""
-    return [f"{row['stage']} {row['step']}" for row in log(out)]
