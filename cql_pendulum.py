@@ -46,10 +46,10 @@ TARGET_ENTROPY = -1.0  # the entropy that the temperature aims at (SAC, appendix
 SCALE = 8              # an update learns from (reward + 8) / 8; Data keeps the reward itself
 TORQUE = 2.0           # the policy's torques are from -2 to 2 N m, as Pendulum's are
 SAMPLES = 5            # torques of each kind that CQL's penalty tries in each state
-WEIGHT = 5.0           # of CQL's penalty; with the paper's 1/2 and undivided rewards 5 * 8 / 2 = 20
+WEIGHT = 5.0           # of CQL's penalty; 20 in the paper's form (half the error, rewards not / 8)
 
-# What the page has wrong; "Page:" stands where each acts. AS_PRINTED names those that are restored,
-# everywhere and at once (--as-printed).
+# The page's wrong formulas: the slope of tanh, the entropy's sign, the range of random torques, the
+# time limit. "Page:" stands at each; those in AS_PRINTED are the page's again (--as-printed).
 ERRATA = "jacobian", "sign", "range", "timeout"
 AS_PRINTED = set()
 
@@ -76,12 +76,12 @@ class MyWrapper(gym.Wrapper):
         state, reward, terminated, truncated, info = self.env.step([np.asarray(action).item()])
         self.step_n += 1
         done = terminated or truncated or self.step_n >= EPISODE
-        # Ours: done by the time alone? Kept where no wrapper around this one can lose it, as info.
+        # Ours: was it only the time? Kept on the innermost env: a wrapper may give another info.
         self.unwrapped.timeout = done and not terminated
         return state, reward, done, info
 
     def show(self, over):
-        """Show the pendulum in a notebook; elsewhere, once over, the episode in pendulum.gif."""
+        """In a notebook show the pendulum; elsewhere save the episode, once over, as a GIF."""
         from PIL import Image
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")           # pygame needs no window
         self.film = self.film[:self.step_n - 1] + [Image.fromarray(self.env.render()[::2, ::2])]
@@ -99,7 +99,7 @@ env = MyWrapper()
 
 
 class Row(tuple):
-    """The page's (state, action, reward, next_state, over). Ours: was it over by time alone?"""
+    """The page's (state, action, reward, next_state, over). Ours: timeout, over by time alone."""
     timeout = False
 
 
@@ -127,7 +127,7 @@ class Data:
 
     def get_sample(self):
         """64 different rows: state [64, 3], action [64, 1], reward [64, 1], next_state [64, 3] and,
-        as int64, over [64, 1]. UserError where there are fewer."""
+        as int64, over [64, 1]. UserError if the data has fewer rows."""
         if len(self.datas) < BATCH:
             raise UserError(f"a batch has {BATCH} rows, but the data has only {len(self.datas)}")
         samples = random.sample(self.datas, BATCH)
@@ -152,12 +152,12 @@ class Data:
     @rows.setter
     def rows(self, rows):
         self.datas = []
-        for a, b, c, action, reward, d, e, f, terminal, timeout in np.float32(rows).tolist():
-            self.datas.append(Row(((a, b, c), action, reward, (d, e, f), terminal + timeout > 0)))
-            self.datas[-1].timeout = bool(timeout)
+        for x in np.float32(rows).tolist():             # the columns above
+            self.datas.append(Row((tuple(x[:3]), x[3], x[4], tuple(x[5:8]), x[8] + x[9] > 0)))
+            self.datas[-1].timeout = x[9] > x[8]
 
     def freeze(self):
-        """From now on the rows cannot change, and update_data raises. Returns self."""
+        """From now on no row changes in place, and update_data raises. Returns self."""
         self.datas, self.frozen = tuple(self.datas), True
         return self
 
@@ -178,7 +178,7 @@ class SAC:
             state = self.fc_state(state)                            # [b, 3] -> [b, 128]
             mu = self.fc_mu(state)                                  # [b, 128] -> [b, 1]
             std = self.fc_std(state)                                # [b, 128] -> [b, 1]
-            # unchecked: an agent whose numbers have become NaN is reported by its next test
+            # validate_args: NaN does not raise here; Run.test reports an agent that has diverged
             dist = torch.distributions.Normal(mu.expand(-1, n), std, validate_args=False)
             sample = dist.rsample()                                 # [b, n]
             action = torch.tanh(sample)
@@ -192,8 +192,8 @@ class SAC:
             return action * TORQUE, entropy
 
     class ModelValue(torch.nn.Module):
-        """A critic. Q is the discounted sum of the scaled rewards that follow a torque in a state,
-        and of temperature times entropy in all later steps."""
+        """A critic. Q is the expected discounted sum of the scaled rewards that follow a torque in
+        a state, and of temperature times entropy in all later steps."""
         def __init__(self):
             super().__init__()
             self.sequential = torch.nn.Sequential(
@@ -213,13 +213,13 @@ class SAC:
         self.model_value_next2 = copy.deepcopy(self.model_value2)
         # the LOG of the temperature, the course's name; the SAC paper's alpha is the temperature
         self.alpha = torch.tensor(math.log(TEMPERATURE), requires_grad=True)
-        # Notebook: four Adams. An Adam treats every number on its own, so that two give the same.
+        # Notebook: four Adams. An Adam handles each weight alone, so that two do the same.
         values = [*self.model_value1.parameters(), *self.model_value2.parameters()]
         actions = [*self.model_action.parameters(), self.alpha]
         self.optimizer_value = torch.optim.Adam(values, lr=LR_VALUE, fused=True)
         self.optimizer_action = torch.optim.Adam(actions, lr=LR_ACTION, fused=True)
         self.loss_fn = torch.nn.MSELoss()
-        self.logged = {}        # numbers of the last update for log.csv, by name
+        self.logged = {}        # for log.csv: numbers of the last update, of critic 2 where two
 
     def get_action(self, state):
         """Draw a torque for a state, any three numbers: a float in [-2, 2]."""
@@ -229,8 +229,8 @@ class SAC:
 
     @torch.no_grad()
     def promise(self, state, action):
-        """The smaller Q of the two critics for torques in states, [n, 3], [n] -> array [n]. Whoever
-        changes in train what the critics see (other units, say) overrides this, too."""
+        """The smaller Q of the two critics for torques in states, [n, 3], [n] -> array [n]. If your
+        train gives the critics other inputs (scaled states, say), override this to match."""
         state = torch.tensor(np.asarray(state, np.float32).reshape(-1, 3))
         action = torch.tensor(np.asarray(action, np.float32).reshape(-1, 1))
         value = torch.min(self.model_value1(state, action), self.model_value2(state, action))
@@ -260,7 +260,7 @@ class SAC:
         loss_action, entropy = self._get_loss_action(state)
         loss_alpha = ((entropy - TARGET_ENTROPY).detach() * self.alpha.exp()).mean()
         self.optimizer_action.zero_grad()
-        # The policy's loss runs through the critics; `inputs` keeps its gradient out of them.
+        # inputs: the loss runs through the critics, but trains the policy, where it is not frozen
         learning = [*self.model_action.parameters(), self.alpha]
         (loss_action + loss_alpha).backward(inputs=[x for x in learning if x.requires_grad])
         self.optimizer_action.step()
@@ -308,8 +308,8 @@ class CQL(SAC):
     def _get_loss_value(self, model_value, target, state, action, next_state):
         """SAC's loss of one critic plus weight * penalty, a scalar. The penalty is logsumexp(Q) of
         15 torques, a soft maximum, minus Q of the data's torque: a critic makes it small by valuing
-        the data's torques above all others. The logsumexp stands for the log of the integral of
-        exp(Q) over all torques (and log 15, a constant, as 15 samples are added)."""
+        the data's torques above all others. The logsumexp estimates the log of the integral of
+        exp(Q) over all torques, plus log 15, a constant, as 15 samples are added."""
         # Page: (-1, 1). But torques go from -2 to 2, and the penalty must try all of them.
         limit = 1 if "range" in AS_PRINTED else TORQUE
         rand_action = limit * torch.empty([len(state), SAMPLES]).uniform_(-1, 1)    # [b, 5]
@@ -321,12 +321,11 @@ class CQL(SAC):
         # The NEXT state's torques are tried in THIS state, on the page as in the authors' code: no
         # mistake, as samples of any known density can estimate the integral.
         # Page: the critic is called once for each kind of torque; here once for all 1 + 15.
-        action = torch.cat([action, rand_action, curr_action, next_action], dim=1)  # [b, 16]
-        state = state.unsqueeze(1).repeat(1, action.shape[1], 1)            # [b, 3] -> [b, 16, 3]
-        values = model_value(state.reshape(-1, 3), action.reshape(-1, 1)).reshape(action.shape)
+        tried = torch.cat([action, rand_action, curr_action, next_action], dim=1)   # [b, 16]
+        states = state.unsqueeze(1).repeat(1, tried.shape[1], 1)            # [b, 3] -> [b, 16, 3]
+        values = model_value(states.reshape(-1, 3), tried.reshape(-1, 1)).reshape(tried.shape)
         value, value_rand, value_curr, value_next = values.split([1] + 3 * [SAMPLES], dim=1)
         loss_value = self.loss_fn(value, target)
-
         # Importance sampling (CQL, appendix F): a torque that is drawn often must count for less,
         # so exp(Q) is divided by its density; in the exponent that is Q - log density. A random
         # torque has the density 1/2 per unit of tanh, because tanh goes from -1 to 1.
@@ -346,7 +345,7 @@ class BC(SAC):
     """Behaviour cloning, not on the page: a student that learns to give the data's torques, and
     never looks at a reward. It shows how far imitation comes. Its critics stay unused."""
     def train(self, state, action, reward, next_state, over):
-        """One step down the squared error between the drawn and the data's torques, N m^2."""
+        """One update: the squared error between drawn torques and the data's, N m^2."""
         drawn, _ = self.model_action(state)                                     # [b, 1]
         loss = self.loss_fn(drawn, action)
         self.optimizer_action.zero_grad()
@@ -359,14 +358,13 @@ class BC(SAC):
 
 
 def train_teacher(teacher, data, epochs, run):
-    """The page's online loop. Page: tests start anywhere; ours are from the same ten starts."""
+    """The page's online loop. Page: tests start anywhere; ours at the same ten, and at the end."""
     for epoch in progress(range(epochs), "teacher"):
         data.update_data(teacher)
         while len(data.datas) < BATCH:                  # short episodes, see EPISODE
             data.update_data(teacher)
         for i in range(UPDATES):
             teacher.train(*data.get_sample())
-
         if epoch % 10 == 0 or epoch == epochs - 1:
             run.test("teacher", epoch, teacher)
 
@@ -375,7 +373,6 @@ def train_student(student, data, steps, run):
     """The page's offline loop. Nothing is added to the data."""
     for i in progress(range(steps), "student"):
         student.train(*data.get_sample())
-
         if i % 2000 == 0 or i == steps - 1:
             run.test("student", i, student)
 
@@ -383,9 +380,9 @@ def train_student(student, data, steps, run):
 def evaluate(agent, seeds):
     """Play an episode for each seed. Three arrays, [episodes]: returns, promised, delivered.
     `promised` is what the critics expect at the start: the smaller Q of the agent's first torque.
-    `delivered` is what the episode then brings, in the same unit. A promise far above it is the
-    over-estimation that the page warns of. A seed fixes an episode's start and noise; all random
-    numbers then go on as before (not what else a wrapper or agent of yours may keep)."""
+    `delivered` is what the episode then brings in the same unit, see discounted. A promise far
+    above it is the over-estimation that the page warns of. A seed fixes an episode's start and
+    noise; afterwards torch, random, NumPy and env draw on as before (not an agent's own)."""
     returns, promised, delivered = [], [], []
     promise = getattr(agent, "promise", lambda state, action: [math.nan])   # a controller of yours
     with chance_kept():
@@ -406,7 +403,7 @@ def main(argv=()):
     """The story: a teacher learns online, its data is frozen, a student learns from it alone. argv
     has options as on the command line. Returns the data, the teacher (or None) and the student."""
     options = parse_options([str(word) for word in argv])
-    AS_PRINTED.clear()
+    AS_PRINTED.clear()                                  # parse_options has read it
     AS_PRINTED.update(options.as_printed)
     if options.play:
         agent = load_agent(options.play)
@@ -423,9 +420,10 @@ def main(argv=()):
         seed_everything(options.seed)
         teacher = SAC()
         train_teacher(teacher, data, options.epochs, run)
-        run.finish("teacher", teacher)
     choose_episodes(data, options)                      # all of them, without --last and --random
     save_dataset(options.out / "dataset.npz", data)
+    if teacher:
+        run.finish("teacher", teacher)
 
     data.freeze()
     seed_everything(options.seed)
@@ -448,27 +446,28 @@ def parse_options(argv):
     add("--seed", type=int, default=0, help="of all random numbers (default %(default)s)")
     add("--epochs", type=int, default=100, help="the teacher's episodes (default %(default)s)")
     add("--steps", type=int, default=50_000, help="the student's updates (default %(default)s)")
-    add("--student", choices=["cql", "sac", "bc"], default="cql", help="bc: imitation (cql)")
+    add("--student", choices=["cql", "sac", "bc"], default="cql", help="bc imitates (cql)")
     add("--weight", type=float, default=WEIGHT, help="of CQL's penalty (default %(default)s)")
     add("--as-printed", nargs="*", choices=ERRATA, help="the page's wrong formulas, some or all")
     add("--dataset", type=pathlib.Path, metavar="FILE", help="no teacher: use this dataset.npz")
-    add("--unchecked", action="store_true", help="take a --dataset that is not this Pendulum's")
+    add("--unchecked", action="store_true", help="also a --dataset that is not env's")
     add("--last", type=int, metavar="N", help="train on the last N episodes alone")
-    add("--random", type=int, default=0, metavar="N", help="before them N of random torques (0)")
+    add("--random", type=int, default=0, metavar="N", help="N of random torques before them (0)")
     add("--out", type=pathlib.Path, metavar="DIR", help="a new folder for the results (in runs/)")
     add("--play", type=pathlib.Path, metavar="FILE", help="only show an episode of this agent")
     options = parser.parse_args(argv)
-    if "--epochs" in " ".join(argv) and (options.dataset or options.last == 0):
+    typed = [word.split("=")[0] for word in argv]
+    if "--epochs" in typed and (options.dataset or options.last == 0):
         parser.error("--dataset and --last 0 need no teacher; leave out --epochs")
+    if options.out and options.out.exists():
+        parser.error(f"{options.out} is there already; --out needs a new folder")
     if not options.dataset and (options.last or 0) > options.epochs:
         parser.error(f"--last {options.last}: the teacher plays {options.epochs} episodes")
     if min(options.epochs, options.steps) < 1 or not 0 <= options.seed < 2 ** 32 or not (
             min(options.weight, options.random, options.last or 0) >= 0):
         parser.error("--epochs and --steps start at 1, other numbers at 0; --seed ends below 2^32")
-    if options.as_printed is None:                      # else [], or names
-        options.as_printed = sorted(AS_PRINTED)
-    elif not options.as_printed:
-        options.as_printed = ERRATA
+    if not options.as_printed:                          # None: as somebody set it; []: all
+        options.as_printed = sorted(AS_PRINTED) if options.as_printed is None else ERRATA
     if not set(options.as_printed) <= set(ERRATA):
         raise UserError(f"AS_PRINTED is {AS_PRINTED}; there are {', '.join(ERRATA)}")
     name = f"{options.student}-seed{options.seed}-{time.strftime('%m%d-%H%M%S')}"
@@ -481,7 +480,7 @@ class Run:
     """The tests of a run, and what they leave in its folder (None: they leave nothing)."""
     def __init__(self, folder, seed):
         self.folder, self.seed = folder and pathlib.Path(folder), seed
-        self.log, self.agents, self.returns = [], {}, {}    # a dict a test; by stage; by stage
+        self.log, self.agents, self.returns = [], {}, {}    # a dict for each test; by stage, both
         if AS_PRINTED:
             say(f"as printed: {', '.join(sorted(AS_PRINTED))}")
         if tqdm is None:
@@ -520,7 +519,7 @@ class Run:
 
     def finish(self, stage, agent):
         """Play the 100 final episodes of an agent that has learned all it will."""
-        self.returns[stage], _, _ = evaluate(agent, self.starts(1, 100))
+        self.returns[stage], _, _ = evaluate(agent, progress(self.starts(1, 100), f"{stage} done"))
 
 
 def progress(steps, name):
@@ -578,12 +577,14 @@ def step_from(state, torque):
 
 
 def possible():
-    """The least and the most that a policy can deliver: the worst and the best reward for ever."""
+    """The least and the most that a policy can deliver: env's worst and best reward for ever."""
+    speeds = np.linspace(-env.unwrapped.max_speed, env.unwrapped.max_speed, 5)
     with chance_kept():
-        worst, _, _ = step_from([-1, 0, env.unwrapped.max_speed], TORQUE)   # hanging, at full speed
-        best, _, _ = step_from([1, 0, 0], 0.0)                              # upright, at rest
+        rewards = [step_from([math.cos(angle), math.sin(angle), speed], torque)[0]
+                   for angle in np.linspace(-math.pi, math.pi, 9) for speed in speeds
+                   for torque in (-TORQUE, 0.0, TORQUE)]
     for_ever = 1 / (1 - GAMMA) if GAMMA < 1 else math.inf
-    return scaled(worst) * for_ever, scaled(best) * for_ever
+    return scaled(min(rewards)) * for_ever, scaled(max(rewards)) * for_ever
 
 
 # ---- Files: agents and datasets ----
@@ -614,8 +615,8 @@ def load_agent(file):
         if saved["class"] not in known:
             raise UserError(f"holds a {saved['class']}; import the file that defines this class")
         agent, state = known[saved["class"]](), saved["state"]
-        for name, mine in {**dict.fromkeys(state), **vars(agent)}.items():
-            part = state.get(name, {})
+        for name in [*(state.keys() - vars(agent).keys()), *vars(agent)]:
+            mine, part = getattr(agent, name, None), state.get(name, {})
             learns = isinstance(mine, torch.nn.Module) or getattr(mine, "requires_grad", False)
             if learns and layout(mine) != layout(part):
                 raise UserError(f"{name} is {layout(part)}, but in a new agent {layout(mine)}")
@@ -702,7 +703,7 @@ def check_rows(file, rows, sample=2000):
             f"next states, {(~same[:, 4]).sum()} terminals are not env's (the first in row "
             f"{taken[same.all(1).argmin()]}), {odd.sum()} states or torques none. Usual causes: "
             f"actions not from -2 to 2 N m; scaled rewards or states; empty rows; a new episode's "
-            f"state; a time limit in terminals. For a measured pendulum: --unchecked")
+            f"state; a time limit in terminals; another env. For a measured one: --unchecked")
 
 
 # ---- The report: a table and a picture ----
@@ -721,18 +722,17 @@ def report(run, data, student):
 
 
 def draw(run, rows, student, data_mean):
-    """Draw curves.png: returns, promises, and those of all torques in the state nearest to hanging
-    still, where a swing-up begins: CQL's are high where the data's torques are."""
+    """Draw curves.png: returns, promises, and those of all torques in the most hanging state."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(17, 5), layout="constrained")
     returns, promises, one_state = figure.subplots(1, 3)
     def column(stage, name):
         return [row[name] for row in run.log if row["stage"] == stage]
 
-    updates = [UPDATES * epoch for epoch in column("teacher", "step")]
-    returns.plot(updates, column("teacher", "return"), "o-C0", label="the teacher, online")
-    updates = column("student", "step")
-    returns.plot(updates, column("student", "return"), "o-C1", label="the student, offline")
+    updates = [UPDATES * (epoch + 1) for epoch in column("teacher", "step")]
+    returns.plot(updates, column("teacher", "return"), "o-C0", label="teacher" if updates else "")
+    updates = [step + 1 for step in column("student", "step")]
+    returns.plot(updates, column("student", "return"), "o-C1", label="student")
     returns.axhline(data_mean, color="0.4", ls="--", label="mean of the student's data")
     promises.plot(updates, column("student", "promised"), "o-C3", label="promised")
     promises.plot(updates, column("student", "delivered"), "s-C2", label="delivered")
@@ -749,7 +749,7 @@ def draw(run, rows, student, data_mean):
     one_state.vlines(near, 0, 0.05, "k", transform=height, label="the data's torques")
     one_state.vlines(drawn, 0.06, 0.11, "C1", transform=height, label="50 of the student's")
     degrees = math.degrees(math.atan2(state[1], state[0]))
-    one_state.set(title=f"At {degrees:.0f} degrees, {state[2]:.1f} rad/s", xlabel="torque (N m)")
+    one_state.set(title=f"{degrees:.0f}°, {state[2]:.1f} rad/s; upright is 0", xlabel="torque (N m)")
     returns.set(title="Return of an episode", xlabel="updates")
     promises.set(title="Promises (black: least and most possible)", xlabel="updates")
     for axes in (returns, promises, one_state):
@@ -797,4 +797,4 @@ if __name__ == "__main__":
     except (UserError, OSError) as error:
         sys.exit(f"cql_pendulum.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; --dataset FOLDER/dataset.npz, once it is there, trains the same student")
+        sys.exit("stopped; where the run's folder has dataset.npz, --dataset skips the teacher")
