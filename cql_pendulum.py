@@ -749,7 +749,7 @@ def draw(run, rows, student, data_mean):
     one_state.vlines(near, 0, 0.05, "k", transform=height, label="the data's torques")
     one_state.vlines(drawn, 0.06, 0.11, "C1", transform=height, label="50 of the student's")
     degrees = math.degrees(math.atan2(state[1], state[0]))
-    one_state.set(title=f"{degrees:.0f}°, {state[2]:.1f} rad/s; upright is 0", xlabel="torque (N m)")
+    one_state.set(title=f"Angle {degrees:.0f}°, {state[2]:.1f} rad/s", xlabel="torque (N m)")
     returns.set(title="Return of an episode", xlabel="updates")
     promises.set(title="Promises (black: least and most possible)", xlabel="updates")
     for axes in (returns, promises, one_state):

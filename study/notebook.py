@@ -7,7 +7,6 @@ seed of 0 to 9; nothing of them is kept. A line for each goes to results/cells.j
 tests (means of ten episodes) and 100 episodes after it, from the starts that the program's teacher
 of that seed has. Another line has the outputs that FILE stores. One thread; two minutes a seed.
 """
-import argparse
 import contextlib
 import io
 import json
@@ -22,20 +21,17 @@ import gym
 import numpy as np
 import torch
 
-HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import measure  # noqa: E402
 import run  # noqa: E402
-
-SEEDS = range(10)
 
 
 def code_cells(path):
     """The notebook's code cells, with their sources and printed outputs: a list of (text, text)."""
     found = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
+        if cell["cell_type"] == "code" and "%matplotlib" not in "".join(cell["source"]):
             printed = ["".join(output.get("text", [])) for output in cell["outputs"]]
             found.append(("".join(cell["source"]), "".join(printed)))
     return found
@@ -47,19 +43,17 @@ def tests_of(printed):
             for step, value in re.findall(r"(?m)^(\d+) (-\d+\.\d+)$", printed)]
 
 
-def train(cells, seed):
+def train(sources, seed):
     """Execute the cells in a namespace of their own: the loop's tests, [step, return], and the
     returns of 100 episodes of the teacher after it."""
     torch.manual_seed(seed)
     random.seed(seed)
-    world = {"__name__": "notebook"}
-    printed = io.StringIO()
+    world, printed, returns = {"__name__": "notebook"}, io.StringIO(), []
     with contextlib.redirect_stdout(printed):
-        for k, (source, _) in enumerate(cells):
+        for k, source in enumerate(sources):
             exec(source, world)
             if k == 0:                                          # the environment's cell
                 world["env"].unwrapped.reset(seed=seed)
-    returns = []
     for start in measure.seeds_of(seed, 1, 100):
         torch.manual_seed(start)
         world["env"].unwrapped.np_random, _ = gym.utils.seeding.np_random(start)
@@ -67,37 +61,26 @@ def train(cells, seed):
     return tests_of(printed.getvalue()), returns
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=pathlib.Path)
-    options = parser.parse_args()
-    try:
-        cells = code_cells(options.file)
-    except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"{options.file}: is not the course's notebook ({error})")
-    torch.set_num_threads(1)
+def main(path):
+    cells = code_cells(path)
     np.bool8 = np.bool_                     # gym's checker, which the notebook keeps, asks for it
     sys.modules.setdefault("IPython", types.SimpleNamespace(display=None))      # it only imports it
-    needed = [cell for cell in cells if "%matplotlib" not in cell[0]]           # not for Python
-    teacher, student = (next(k for k, (source, _) in enumerate(needed) if loop in source)
+    teacher, student = (next(k for k, (source, _) in enumerate(cells) if loop in source)
                         for loop in ("in range(100):", "in range(50000):"))
-    have = run.lines()
-    line = run.cell("notebook's outputs", 0)
+    have, about = run.lines(), {"steps": None, "argv": None, "commit": run.commit()}
+    line = run.cell("notebook's outputs", 0) | about
     if run.key(line) not in have:
-        line |= {"commit": run.commit(), "tests": tests_of(needed[teacher][1]),
-                 "student tests": tests_of(needed[student][1])}
-        run.append(line)
-    for seed in SEEDS:
-        line = run.cell("notebook teacher", seed)
-        if run.key(line) in have:
-            continue
-        begun = time.process_time()
-        tests, returns = train(needed[:teacher + 1], seed)
-        line |= {"commit": run.commit(), "cpu": run.cpu(), "return": round(np.mean(returns), 2),
-                 "minutes": round((time.process_time() - begun) / 60, 2), "tests": tests}
-        run.append(line)
-        print(f"seed {seed}: {line['return']:.0f}", flush=True)
+        run.append(line | {"tests": tests_of(cells[teacher][1]),
+                           "student tests": tests_of(cells[student][1])})
+    for seed in range(10):
+        line = run.cell("notebook teacher", seed) | about
+        if run.key(line) not in have:
+            begun = time.process_time()
+            tests, returns = train([source for source, _ in cells[:teacher + 1]], seed)
+            run.append(line | {"cpu": run.cpu(), "return": round(float(np.mean(returns)), 2),
+                               "minutes": round((time.process_time() - begun) / 60, 2),
+                               "tests": tests})
 
 
 if __name__ == "__main__":
-    main()
+    main(pathlib.Path(sys.argv[1]))

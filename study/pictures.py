@@ -6,43 +6,44 @@ import math
 import os
 import pathlib
 import sys
+import tempfile
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import cql_pendulum as ours  # noqa: E402
 import measure  # noqa: E402
 import run  # noqa: E402
 
-PICTURED = 10_001                       # updates: the last test is that of update 10,000
+UPDATES = 10_001                        # the last test is that of update 10,000
 
 
 def draw_torques(seed, path):
-    """Train sac and cql on a seed's last 10 as its cells do, up to the test at update 10,000, and
-    draw what they promise and deliver: three minutes. Returns the two agents."""
-    run.MEASURED = []
-    if not (run.KEPT / f"{seed}.npz").exists():
-        run.train_teacher(run.cell("teacher", seed))
+    """Train sac and cql on a seed's last 10, and draw what they promise and deliver. Returns the
+    two agents."""
     figure = Figure(figsize=(13, 8.6), dpi=100, layout="constrained")
     bands, agents = figure.subfigures(2, 1), []
     for band, kind, words in zip(bands, ("sac", "cql"), ("no penalty", "with the penalty")):
-        agent, data, *_ = run.train_student(run.cell(kind, seed, "last 10"), PICTURED)
-        returned = measure.play(agent, measure.seeds_of(seed, 1, 100))["return"].mean()
+        argv = run.with_files(run.cell(kind, seed, "last 10", steps=UPDATES))
+        with tempfile.TemporaryDirectory() as folder:
+            data, _, agent = ours.main([*argv, "--out", f"{folder}/run"])
+        returned = ours.evaluate(agent, measure.seeds_of(seed, 1, 100))[0].mean()
         draw_agent(band, agent, data.rows)
         agents.append(agent)
         band.suptitle(f"{kind.upper()}, {words}: return {returned:,.0f}", fontsize=17,
                       weight="bold")
     panels = [axes for band in bands for axes in band.axes]
-    low, high = (f(axes.get_ylim()[k] for axes in panels) for k, f in ((0, min), (1, max)))
+    low = min(axes.get_ylim()[0] for axes in panels)
+    high = max(axes.get_ylim()[1] for axes in panels)
     for axes in panels:                         # one scale, and room for what stands at the bottom
         axes.set_ylim(low - 0.17 * (high - low), high)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5,
                   fontsize=12)
-    figure.suptitle(f"The teacher's last 10 episodes (seed {seed}), after {PICTURED - 1:,} updates")
+    figure.suptitle(f"The teacher's last 10 episodes (seed {seed}), after {UPDATES - 1:,} updates")
     figure.savefig(path)
     return agents
 
@@ -51,10 +52,10 @@ def draw_agent(figure, agent, rows):
     """Three panels: in a state of the data, what each torque promises and what it and then the
     policy deliver, a mean of 20 episodes; below them the data's torques near it. No bonus is added:
     the green line is what is paid."""
-    choices = np.linspace(-2, 2, 41)
+    choices = measure.CHOICES.astype(float)
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (what, state) in zip(panels, three_states(rows).items()):
-        promised = measure.promise(agent, np.tile(state, (41, 1)), choices)
+        promised = agent.promise(np.tile(state, (41, 1)), choices)
         delivered = np.array([measure.deliver(agent, np.tile(state, (20, 1)).astype(float),
                                               np.full(20, torque))[0].mean() for torque in choices])
         near = (abs(rows[:, :3] - state) < 0.3).all(axis=1)
@@ -88,17 +89,12 @@ def three_states(rows):
 
 def draw_pendulums(agents, path):
     """An episode of sac and of cql side by side, both from hanging still: 200 frames of 0.05 s."""
-    size, films = 240, []
-    for agent in agents:
-        films.append([frame.resize((size, size)) for frame in film(agent)])
-    font = ImageFont.load_default(18)
-    frames = []
-    for pair in zip(*films):
+    size, frames, font = 240, [], ImageFont.load_default(18)
+    for pair in zip(*map(film, agents)):
         frame = Image.new("RGB", (2 * size, size + 30), "white")
         words = ImageDraw.Draw(frame)
-        for k, (picture, title) in enumerate(zip(pair, ("SAC: no penalty",
-                                                        "CQL: with the penalty"))):
-            frame.paste(picture, (k * size, 30))
+        for k, title in enumerate(("SAC: no penalty", "CQL: with the penalty")):
+            frame.paste(pair[k].resize((size, size)), (k * size, 30))
             words.text((k * size + size / 2, 16), title, "black", font, "mm")
         frames.append(frame.quantize(32))
     frames[0].save(path, append_images=frames[1:], save_all=True, duration=50, loop=0)
@@ -107,25 +103,17 @@ def draw_pendulums(agents, path):
 def film(agent):
     """A picture of each state of an episode from hanging still."""
     ours.seed_everything(0)
-    ours.start_from([-1, 0, 0])
-    pictures, over = [], False
+    ours.env.unwrapped.state = np.array([math.pi, 0.0])
+    state, pictures, over = [-1, 0, 0], [], False
     while not over:
         pictures.append(Image.fromarray(ours.env.render()))
-        angle, speed = ours.env.unwrapped.state
-        state = [math.cos(angle), math.sin(angle), speed]
-        _, _, over, _ = ours.env.step([agent.get_action(state)])
+        state, _, over, _ = ours.env.step([agent.get_action(state)])
     return pictures
 
 
-def main():
-    os.environ["SDL_VIDEODRIVER"] = "dummy"                     # pygame draws without a window
-    for seed, name in ((0, "torques.png"), (10, "torques10.png")):
-        agents = draw_torques(seed, HERE / "results" / name)
-        print(HERE / "results" / name)
-        if seed == 0:
-            draw_pendulums(agents, HERE / "results" / "pendulums.gif")
-            print(HERE / "results" / "pendulums.gif")
-
-
 if __name__ == "__main__":
-    main()
+    os.environ["SDL_VIDEODRIVER"] = "dummy"                     # pygame draws without a window
+    for number, name in ((0, "torques.png"), (10, "torques10.png")):
+        pair = draw_torques(number, HERE / "results" / name)
+        if number == 0:
+            draw_pendulums(pair, HERE / "results" / "pendulums.gif")

@@ -22,13 +22,11 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from unittest import mock
 
 import joblib
 import pandas as pd
-import torch
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -128,17 +126,11 @@ def command(one):
 
 # A run
 
-AT_A_TIME = threading.RLock()           # the program has one env, and one set of random numbers
-
-
 def run_cell(one):
-    """Run the program's main for a cell, on one thread, and return the cell's line."""
-    torch.set_num_threads(1)            # both hold for the thread that sets them, and Dask works in
-    torch.set_flush_denormal(True)      # another than that which imports
+    """Run the program's main for a cell in this process, and return the cell's line."""
     kind, seed, found = one["kind"], one["seed"], {"at": {}, "measures": {}}
     KEPT.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(AT_A_TIME)
         stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         out = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=KEPT)), "run")
         argv = [*with_files(one), "--out", str(out)]
@@ -168,6 +160,14 @@ def run_cell(one):
     return one | {"commit": commit(), "cpu": cpu()} | line | {"tests": log.to_dict("list")}
 
 
+def run_apart(one):
+    """run_cell in a process of its own. In a Dask worker's process other threads draw from Python's
+    random numbers, too: there a seed would not fix what the program does."""
+    command = [sys.executable, str(HERE / "run.py"), "--cell", json.dumps(one)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
 def with_files(one):
     """The options of a cell, with its files in study/kept, which are made where they are missing;
     a student of its own teacher gets the teacher's dataset instead."""
@@ -180,7 +180,7 @@ def with_files(one):
     file = KEPT / argv[k].removeprefix("study/kept/")
     argv[k] = str(file)
     if not file.exists():
-        name = one["data"] if one["kind"] in (*STUDENTS, "cql, fixed temperature") else one["kind"]
+        name = one["kind"] if one["kind"].startswith("uniform") else one["data"]
         teacher = None if name.startswith("controller") else kept(seed)
         if file.name != "dataset.npz":
             recordings.write(file, name, seed, teacher)
@@ -256,7 +256,7 @@ def append(line):
         file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-def work(cells, processes=2, scheduler=None, run_one=None):
+def work(cells, processes=2, scheduler=None, run_one=run_apart):
     """Run cells side by side: first teachers, and those whose data students need. A line that the
     file lacks is appended as soon as it is there; another is compared with the file's."""
     have = lines()
@@ -274,8 +274,8 @@ def work(cells, processes=2, scheduler=None, run_one=None):
         # all jobs at once, one by one: a worker that comes later finds some, one that goes loses one
         parallel = joblib.Parallel(-1 if scheduler else processes, batch_size=1, pre_dispatch="all",
                                    return_as="generator_unordered")
-        for run_job, jobs in ((run_cell, teachers.values()), (run_one or run_cell, students)):
-            for line in parallel(joblib.delayed(run_job)(one) for one in jobs):
+        for job, some in ((run_apart, teachers.values()), (run_one, students)):
+            for line in parallel(joblib.delayed(job)(one) for one in some):
                 known = have.get(key(line))
                 if known is None:
                     append(line)
@@ -316,7 +316,10 @@ def main():
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD",
                         help="cells that have all of these as kind, data or seed")
     parser.add_argument("--again", type=int, metavar="N", help="run N of the file's cells again")
+    parser.add_argument("--cell", type=json.loads, help="print the line of this cell, in JSON")
     options = parser.parse_args()
+    if options.cell:
+        return print(json.dumps(run_cell(options.cell), allow_nan=False))
     have = lines()
     cells = [one for one in grid() if (key(one) in have) == (options.again is not None)
              and set(options.only) <= {one["kind"], one["data"], str(one["seed"])}]
