@@ -91,23 +91,15 @@ def with_seed(seed, function, *arguments):
     return function(*arguments)
 
 
-def numbers(agent):
-    """A copy of every number that an agent's next update needs, by attribute."""
-    parts = {name: part.state_dict() if hasattr(part, "state_dict") else part.detach()
-             for name, part in vars(agent).items()
-             if hasattr(part, "state_dict") or torch.is_tensor(part)}
-    return copy.deepcopy(parts)
-
-
-def same(one, other):
-    """Whether two nested contents are equal to the last bit."""
-    if torch.is_tensor(one):
-        return torch.is_tensor(other) and one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return type(one) is type(other) and one == other
+def numbers(part):
+    """Every number that an agent's next update needs, in dicts and lists."""
+    if hasattr(part, "model_action"):
+        return {name: numbers(x) for name, x in vars(part).items()}
+    if isinstance(part, dict):
+        return {key: numbers(x) for key, x in part.items()}
+    if hasattr(part, "state_dict"):
+        return numbers(part.state_dict())
+    return part.tolist() if hasattr(part, "tolist") else copy.copy(part)
 
 
 def constant(torque):

@@ -3,14 +3,14 @@ import enum
 import os
 import pickle
 import re
-import zipfile
+import types
 
 import numpy as np
 import pytest
 import torch
 
 import cql_pendulum as ours
-from conftest import FILES, batch, log, numbers, pendulum, same, with_seed
+from conftest import FILES, batch, log, numbers, pendulum, with_seed
 
 
 @pytest.fixture
@@ -86,7 +86,9 @@ def test_of_many_rows_each_episodes_end_is_checked(capsys):
 
 
 @pytest.mark.parametrize("kind", [np.int64, bool, np.float64])
-def test_other_shapes_and_types_of_right_data_are_accepted(kind, tmp_path):
+def test_other_shapes_and_types_of_right_data_are_accepted(kind, tmp_path, monkeypatch):
+    """And 2 N m, which env takes, by a program whose policy has a weaker motor."""
+    monkeypatch.setattr(ours, "TORQUE", 1)
     rows, data = recorded()
     data |= {"rewards": rows[:, 4:5].astype(float), "actions": rows[:, 3],
              "terminals": rows[:, 8].astype(kind), "timeouts": rows[:, 9:].astype(kind)}
@@ -95,11 +97,6 @@ def test_other_shapes_and_types_of_right_data_are_accepted(kind, tmp_path):
 
 
 Phase = enum.IntEnum("Phase", "WARM_UP")
-
-
-class Statistics:
-    def state_dict(self):
-        return {"mean": np.zeros(3)}
 
 
 class Mine(ours.CQL):
@@ -118,7 +115,8 @@ class Mine(ours.CQL):
         self.count += 1
         self.mean = 0.9 * self.mean + 0.7                       # a whole number at first
         self.errors = torch.cat([self.errors, torch.ones(2)])
-        self.version, self.phase, self.statistics = torch.__version__, Phase.WARM_UP, Statistics()
+        self.version, self.phase = torch.__version__, Phase.WARM_UP
+        self.statistics = types.SimpleNamespace(state_dict=lambda: {"mean": np.zeros(3)})
         self.critics, self.array = [self.ModelValue()], np.zeros(3)
 
 
@@ -126,19 +124,23 @@ class Mine(ours.CQL):
 def test_a_saved_agent_learns_on_as_if_nothing_had_happened(make, tmp_path, capsys):
     agent, file = make(), tmp_path / "agent.pt"
     agent.train(*batch())
-    if make is Mine:
-        agent.weight = 0.5
+    agent.weight = 0.5
     for _ in range(2):
         ours.save_agent(str(file), agent)
-    lost = "version, phase, statistics, critics, array"         # said once
-    note = f"note: {file} does not keep {lost}; a torch.nn.ModuleList is kept\n"
     other = ours.load_agent(file)
-    assert capsys.readouterr().out == note * (make is Mine)
+    lost = "version, phase, statistics, critics, array"         # said once
+    assert capsys.readouterr().out == {
+        Mine: f"note: {file} does not keep {lost}; a torch.nn.ModuleList is kept\n"
+    }.get(make, f"note: {file}: only one of the saved agent and a new one has weight\n")
     assert type(other) is make and getattr(other, "weight", 0.5) == 0.5
-    assert getattr(other, "count", 1) == 1 and same(numbers(other)["alpha"], numbers(agent)["alpha"])
     for each in (agent, other):
-        with_seed(5, each.train, *batch(seed=1))
-    assert same({**numbers(other), "statistics": 0}, {**numbers(agent), "statistics": 0})
+        each.new = [each.__dict__.pop(name, None) for name in lost.split(", ")]
+    for k in (0, 1):
+        mine, its = ({name: x for name, x in numbers(each).items() if name in vars(make())}
+                     for each in (agent, other))
+        assert (mine | {"logged": 0}) == (its | {"logged": 0})
+        for each in (agent, other):
+            with_seed(k, each.train, *batch(seed=k))
 
 
 @pytest.mark.parametrize("change, words", [
@@ -153,16 +155,6 @@ def test_what_does_not_fit_is_said_as_that(change, words, tmp_path):
     ours.save_agent(tmp_path / "agent.pt", agent)
     with pytest.raises(ours.UserError, match=f"agent.pt: {words}"):
         ours.load_agent(tmp_path / "agent.pt")
-
-
-def test_what_only_one_of_file_and_class_has_is_noted(tmp_path, capsys):
-    agent = ours.CQL()
-    agent.count = 3
-    del agent.weight
-    ours.save_agent(tmp_path / "agent.pt", agent)
-    assert ours.load_agent(tmp_path / "agent.pt").weight == 5
-    count, weight = capsys.readouterr().out.splitlines()
-    assert count.endswith("a new one has count") and weight.endswith("a new one has weight")
 
 
 def test_a_diverged_agent_replaces_no_good_file(small, tmp_path):
@@ -197,11 +189,8 @@ def test_files_that_are_something_else(option, refused, tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     np.save("array.npy", rows)
     np.savez("code.npz", **data | {"rewards": np.array([Planted()], dtype=object)})
-    with zipfile.ZipFile("zip", "w") as file:
-        file.writestr("hello", "world")
-    for name, what in (("dict.pt", {"weights": torch.zeros(3)}), ("tensor.pt", torch.zeros(3)),
-                       ("code.pt", {"class": "SAC", "state": Planted()})):
-        torch.save(what, name)
+    torch.save({"weights": torch.zeros(3)}, "dict.pt")
+    torch.save({"class": "SAC", "state": Planted()}, "code.pt")
     words = {"missing": "No such file", "folder": "Is a directory"}
     for name in ["missing", *(path.name for path in tmp_path.iterdir())]:
         assert refused(option, name).startswith(f"{name}: {words.get(name, '')}")
@@ -231,7 +220,7 @@ def test_the_dataset_alone_gives_the_same_student(typed, kind, weight, small, tm
     program(*words, "--dataset", a / "dataset.npz", "--unchecked", "--out", b)
     one, two = (ours.load_agent(out / "student.pt") for out in (a, b))
     assert type(one) is type(two) is kind and getattr(one, "weight", None) == weight
-    assert same(numbers(one), numbers(two))
+    assert numbers(one) == numbers(two)
     assert (a / "dataset.npz").read_bytes() == (b / "dataset.npz").read_bytes()
     of_students = [[list(row.values())[:5] for row in log(out) if row["stage"] == "student"]
                    for out in (a, b)]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import cql_pendulum as ours
-from conftest import FILES, TOP, log, numbers, same, shrink, with_seed
+from conftest import FILES, TOP, log, numbers, shrink, with_seed
 
 COLUMNS = ["stage", "step", "return", "promised", "delivered", "squared_error", "temperature",
            "penalty"]
@@ -88,7 +88,7 @@ def test_seeds_and_as_printed_reach_all(seed, typed, restored, small, tmp_path, 
         assert len(part) == 20 and all(names == restored for names, _ in part)
         assert any(over for _, over in part) == ("timeout" in restored)
     for agent in agents:
-        assert same(numbers(agent), numbers(with_seed(seed, type(agent))))
+        assert numbers(agent) == numbers(with_seed(seed, type(agent)))
     ours.seed_everything(seed)
     assert list(data.datas[0][0]) == ours.env.reset().tolist()
     ours.AS_PRINTED.clear()
@@ -99,22 +99,13 @@ def test_seeds_and_as_printed_reach_all(seed, typed, restored, small, tmp_path, 
         ours.main(["--out", tmp_path / "other"])
 
 
-class Recent(ours.Data):
-    """Counts its batches."""
-    sampled = 0
-
-    def get_sample(self):
-        self.sampled += 1
-        return super().get_sample()
-
-
 def test_defaults_are_the_pages(monkeypatch, tmp_path, capsys):
     """In a session whose own command line is another; with an own Data, and loops without tests."""
-    asked = []
+    asked, own = [], type("Recent", (ours.Data,), {})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest", "--nonsense"])
     monkeypatch.setattr(ours, "evaluate", lambda agent, seeds: 3 * [np.zeros(len(seeds))])
-    monkeypatch.setattr(ours, "Data", Recent)
+    monkeypatch.setattr(ours, "Data", own)
     monkeypatch.setattr(ours.Run, "test", lambda *_: None)
     monkeypatch.setattr(ours.SAC, "train", lambda *_: None)
     for name in ("train_teacher", "train_student"):
@@ -124,7 +115,7 @@ def test_defaults_are_the_pages(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(ours, name, fewer)
     data, teacher, student = ours.main()
     assert asked == [(ours.SAC, 100), (ours.CQL, 50_000)] and student.weight == 5
-    assert data.frozen and data.sampled == 200 + 1
+    assert data.frozen and type(data) is own
     *_, last = lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"all files: runs/cql-seed0-\d{4}-\d{6}", last)
     assert not any(line.startswith("note") for line in lines)
@@ -170,27 +161,21 @@ def test_without_an_optional_package(package, said, whole, tmp_path, program, mo
     assert (tmp_path / "run" / "curves.png").exists() == (package == "tqdm")
 
 
-@pytest.mark.parametrize("argv, ends", [
-    (["/x/ipykernel_launcher.py", "-f", "kernel.json"], r"asked \[\]"),
-    (["cql_pendulum.py", "--seed", "1"], r"asked \['--seed', '1'\]"),
-    (["cql_pendulum.py", "--play", "a"], "cql_pendulum.py: a: No such file or directory"),
-    (["cql_pendulum.py", "--steps", "9"], "stopped; .*--dataset.*")])
-def test_as_a_script_and_pasted_into_a_cell(argv, ends, monkeypatch):
+@pytest.mark.parametrize("argv, raised, ends", [
+    ("/x/ipykernel_launcher.py -f kernel.json", None, "asked []"),
+    ("cql_pendulum.py --seed 1", None, "asked ['--seed', '1']"),
+    ("cql_pendulum.py --seed 1", OSError("a mistake"), "cql_pendulum.py: a mistake"),
+    ("cql_pendulum.py --seed 1", KeyboardInterrupt(), "stopped; ")])
+def test_as_a_script_and_pasted_into_a_cell(argv, raised, ends, monkeypatch):
     """The options that main gets; a user's mistake is one line, and Ctrl-C."""
-    parse_args = argparse.ArgumentParser.parse_args
-
     def asked(parser, argv):
-        if argv == ["--steps", "9"]:
-            raise KeyboardInterrupt
-        if argv[:1] == ["--play"]:
-            return parse_args(parser, argv)
-        sys.exit(f"asked {argv}")
+        raise raised or SystemExit(f"asked {argv}")
 
-    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "argv", argv.split())
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", asked)
     with pytest.raises(SystemExit) as stop:
         exec((TOP / "cql_pendulum.py").read_text(), {"__name__": "__main__"})
-    assert re.fullmatch(ends, stop.value.code)
+    assert stop.value.code.startswith(ends)
 
 
 def test_play_shows_the_episode_that_it_played(whole, small, tmp_path, program, monkeypatch):
@@ -198,21 +183,19 @@ def test_play_shows_the_episode_that_it_played(whole, small, tmp_path, program, 
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     monkeypatch.chdir(tmp_path)
     agent = ours.load_agent(whole[0] / "student.pt")
-    for seed in (0, 4):                                             # 0 is the default
-        said = program("--play", whole[0] / "student.pt", *["--seed", seed][:seed]).splitlines()
-        ours.seed_everything(seed)
-        state, total, over, pictures = ours.env.reset(), 0.0, False, []
-        while not over:
-            state, reward, over, _ = ours.env.step([agent.get_action(state)])
-            total += float(reward)
-            pictures.append(ours.env.render()[::2, ::2].astype(int))
-        assert said == ["animation: pendulum.gif", f"return {total:.1f}"]
-        with Image.open("pendulum.gif") as gif:
-            assert (gif.n_frames, gif.size, gif.info["duration"]) == (20, (250, 250), 50)
-            gif.seek(12)
-            frame = np.asarray(gif.convert("RGB")).astype(int)
-        wrong = [abs(frame - picture).mean() for picture in pictures]
-        assert np.argmin(wrong) == 12 and wrong[12] < 0.5
+    said = program("--play", whole[0] / "student.pt", "--seed", 4).splitlines()
+    ours.seed_everything(4)
+    state, total, over, pictures = ours.env.reset(), 0.0, False, []
+    while not over:
+        state, reward, over, _ = ours.env.step([agent.get_action(state)])
+        total += float(reward)
+        pictures.append(ours.env.render()[::2, ::2].astype(int))
+    assert said == ["animation: pendulum.gif", f"return {total:.1f}"]
+    with Image.open("pendulum.gif") as gif:
+        assert (gif.n_frames, gif.size, gif.info["duration"]) == (20, (250, 250), 50)
+        gif.seek(12)
+        frame = np.asarray(gif.convert("RGB")).astype(int)
+    assert np.argmin([abs(frame - picture).mean() for picture in pictures]) == 12
     shown = []                                                      # in a notebook's cell
     display = types.SimpleNamespace(clear_output=lambda wait: shown.append(wait),
                                     display=lambda image: shown.append(image.size))
@@ -248,10 +231,3 @@ def test_the_picture(tmp_path, monkeypatch):
     near, drawn = ([line[0][0] for line in found.get_segments()]
                    for found in figures[0].axes[2].collections)
     assert near == rows[40:50, 3].tolist() and drawn == pytest.approx([0.69] * 50)
-
-
-def test_each_erratum_has_the_pages_version_beside_it():
-    source = (TOP / "cql_pendulum.py").read_text()
-    for name in ours.ERRATA:
-        before, _ = source.split(f'"{name}" in AS_PRINTED')
-        assert "# Page: " in before[-400:], name
