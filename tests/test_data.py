@@ -98,7 +98,7 @@ def test_sample_draws_every_row_equally_often_none_twice_and_keeps_rows_together
     assert counts.sum() == draws * b
     assert ((counts - draws * b / rows).abs() <= 5 * (draws * b / rows) ** 0.5).all()
     data.rows = expected[:b - 1]
-    with pytest.raises(ours.UserError, match=f"a batch has {b} rows, but the data has only {b - 1}"):
+    with pytest.raises(ours.UserError, match=f"a batch has {b} rows, .* has only {b - 1}"):
         data.get_sample()
 
 
@@ -128,7 +128,7 @@ def test_frozen_data_cannot_change():
         env.reset()
         with pytest.raises(RuntimeError, match="frozen"):
             frozen.update_data(constant(0))
-        assert env.step_n == 0                                  # no step was played
+        assert env.step_n == 0
         with pytest.raises(AttributeError):
             frozen.datas.append(frozen.datas[0])
         with pytest.raises(TypeError):

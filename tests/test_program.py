@@ -67,14 +67,14 @@ def test_main_job_end_to_end(whole, small):
         assert line[:22].split() == ["the", who]
         expected = len(x), x.mean(), statistics.stdev(x) / math.sqrt(len(x)), min(x), max(x)
         assert [float(word) for word in line[22:].split()] == pytest.approx(expected, abs=0.051)
-    config = json.loads((out / "config.json").read_text())
-    assert (config["epochs"], config["steps"], config["out"]) == (2, 7, str(out))
+    assert json.loads((out / "config.json").read_text())["steps"] == 7
 
 
 @pytest.mark.parametrize("seed, typed, restored", [
     (0, [], set()), (1, ["--as-printed"], set(ours.ERRATA)),
     (2, ["--as-printed", "sign", "timeout"], {"sign", "timeout"})])
-def test_seeds_and_as_printed_reach_all(seed, typed, restored, small, tmp_path, monkeypatch, capsys):
+def test_seeds_and_as_printed_reach_all(
+        seed, typed, restored, small, tmp_path, monkeypatch, capsys):
     """First weights, starts, agents and data; what the file says is the default."""
     seen = []
     monkeypatch.setattr(ours.SAC, "train", lambda agent, *batch: seen.append(
