@@ -1,15 +1,13 @@
 """What a critic promises for each torque and what is then delivered: measured, and changed.
 
-Pendulum can be set to any state, so that each promise can be checked. The words of this file:
-
 promise     the smaller critic's value of a torque in a state
 delivery    what the torque, and then the agent's policy, are paid
 bonus       temperature times the policy's later entropies: a promise counts it, a delivery does not
 excess      promise - delivery - bonus, that is the over-estimate, like with like
 
-All four are in the unit of the discounted sum of (reward + 8) / 8, of which no policy can deliver
-more than 100. Torques are in N m. A state is (cos angle, sin angle, speed in rad/s), 0 upright.
-Returns are played in the program's own `env`; what needs 5,100 episodes at once, by `pendulum`.
+All are discounted sums of (reward + 8) / 8, 100 at most. Torques are in N m; a state is (cos angle,
+sin angle, speed in rad/s), 0 upright. Returns are played in the program's own `env`; what needs
+5,100 episodes at once, by `pendulum`.
 """
 import argparse
 import math
@@ -24,13 +22,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import cql_pendulum as ours  # noqa: E402
 
-TORQUES = np.linspace(-2, 2, 17)                # a quarter of a N m apart
+TORQUES = np.linspace(-2, 2, 17)      # a quarter of a N m apart
 CHOICES = torch.linspace(-2, 2, 41).numpy()     # of which the greedy way takes the best
 STATES = 300                          # of a kind, in one measurement
 NEAREST = 20                          # rows of the data that count as near a state
 NEAR, FAR = 0.25, 0.75                # N m to the nearest of these rows' torques
 WIDTH = 0.25                          # N m, the standard deviation of the density's kernel
-CELLS, BINS = (12, 8), 8              # of angle and speed, 30 degrees by 2 rad/s; torque, 0.5 N m
+BINS = 8                              # of torques, 0.5 N m each
 CLONING = 20_000                      # updates of the clone that chooses a target's torques
 INTERVENTIONS = ("clone target", "uniform torques", "uniform states", "uniform states and torques",
                  "fixed temperature")
@@ -145,8 +143,7 @@ def discounted_entropies(entropies):
 
 
 def over_torques(agent, states, torques=TORQUES):
-    """Promise, delivery and bonus of every torque in every state: [n, 3], [m] -> three [n, m]. The
-    torques of a state are followed by the same noise, so that only they make a difference."""
+    """Promise, delivery and bonus of every torque in every state: [n, 3], [m] -> three [n, m]."""
     columns = []
     for torque in torques:
         same = np.full(len(states), torque)                                     # [n]
@@ -174,32 +171,24 @@ def densities(found, torques=TORQUES):
     return total
 
 
-def histogram(states, torques):
-    """How many of the states and torques lie in each cell and bin: [n, 3], [n] -> [12, 8, 8]."""
-    counts = np.zeros([*CELLS, BINS])
-    np.add.at(counts, bins(states, torques), 1)
-    return counts
-
-
-def bins(states, torques):
-    """In which cell of angle and speed each state lies and in which bin its torque: three [n]."""
-    found = []
-    for value, most, n in ((angles(states), math.pi, CELLS[0]), (states[:, 2], 8, CELLS[1]),
-                           (torques, 2, BINS)):
-        found.append(np.digitize(value, np.linspace(-most, most, n + 1)[1:-1]))
-    return tuple(found)
+def places(states, torques):
+    """A number for the cell of angle and speed, and in it the bin of the torque: [n, 3], [n] ->
+    [n]. Cells are 30 degrees by 2 rad/s, bins 0.5 N m."""
+    number = 0
+    for value, most, n in ((angles(states), math.pi, 12), (states[:, 2], 8, 8), (torques, 2, BINS)):
+        number = number * n + np.digitize(value, np.linspace(-most, most, n + 1)[1:-1])
+    return number
 
 
 def coverage(rows):
     """The mean number of torque bins of 8 that the rows occupy in a state cell that they visit."""
-    occupied = (histogram(rows[:, :3], rows[:, 3]) > 0).sum(axis=2)
-    return occupied[occupied > 0].mean()
+    found = places(rows[:, :3], rows[:, 3])
+    return len(np.unique(found)) / len(np.unique(found // BINS))
 
 
 def outside(rows, states, torques):
     """The share of states and torques, [n, 3] and [n], whose cell and bin the rows do not hold."""
-    counts = histogram(rows[:, :3], rows[:, 3])                                 # [12, 8, 8]
-    return (counts[bins(states, torques)] == 0).mean()
+    return 1 - np.isin(places(states, torques), places(rows[:, :3], rows[:, 3])).mean()
 
 
 def contrast_and_gap(agent, rows):
@@ -269,8 +258,7 @@ def mean(values):
 # The interventions
 
 class CloneTarget(ours.SAC):
-    """SAC whose target follows a frozen clone of the data's policy, in torque and entropy. It never
-    bootstraps through torques of its own; all else is SAC."""
+    """SAC whose target follows a frozen clone of the data's policy, in torque and entropy."""
     def __init__(self, clone):
         super().__init__()
         self.clone = clone

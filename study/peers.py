@@ -1,152 +1,136 @@
-"""Does it depend on our code? d3rlpy's SAC and CQL, on the same data with the same settings.
+"""Does it depend on our code? d3rlpy's SAC and CQL, on the same data with the same settings; and
+its TD3+BC, IQL and BC beside them.
 
-python study/peers.py             run what is missing, two processes of one thread; stop at any time
+python study/peers.py             run what is missing, two processes; stop at any time
 
-Teachers are those of run.py, which makes one that study/kept lacks.
-A run is a line of results/cells.jsonl. Six things stay d3rlpy's: its policy's layer gives the log
-of the standard deviation (ours gives it through softplus); its critics see torque / 2, and share
-the torques of a penalty (ours draw their own); its batches are drawn with replacement; its policy's
-loss has the temperature after that update's step, not before; and an episode that the time limit
-ends loses its last row, whose next state d3rlpy does not record.
+SAC and CQL are made equal to the page's in sizes, rates, first temperature, weight, target and
+reward. Six things stay d3rlpy's: its policy's layer gives the log of the standard deviation (ours
+gives it through softplus); its critics see torque / 2, and share the torques of a penalty (ours
+draw their own); its batches are drawn with replacement; its policy's loss has the temperature after
+that update's step, not before; and an episode that the time limit ends loses its last row, whose
+next state d3rlpy does not record. TD3+BC, IQL and BC keep d3rlpy's own defaults, rates among them;
+equal are the batch of 64, the hidden layers, the torques' scale and the rewards (r + 8) / 8.
 """
 import argparse
-import contextlib
-import hashlib
-import os
+import json
 import pathlib
-import platform
-import statistics
+import subprocess
 import sys
 import time
 
-import d3rlpy
-import gym
 import numpy as np
 import torch
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import cql_pendulum as ours  # noqa: E402
 import measure  # noqa: E402
-import recordings  # noqa: E402
 import run  # noqa: E402
 
-KINDS = ["d3rlpy sac", "d3rlpy cql"]
-DATA = ["last 10", "all", "random 20", "controller"]
+KINDS = [f"d3rlpy {name}" for name in ("sac", "cql", "td3+bc", "iql", "bc")]
+DATA = ["last 10", "all", "random 20", "20 mean", "controller"]
 UPDATES, EVERY = 30_000, 2_000          # of a run, and from one test to the next
 
 
 def make_algorithm(kind):
-    """d3rlpy's SAC or CQL with the page's sizes and rates; not yet built."""
+    """One of d3rlpy's algorithms; not yet built."""
+    import d3rlpy
     encoder = d3rlpy.models.encoders.VectorEncoderFactory
-    options = dict(
-        batch_size=ours.BATCH, gamma=ours.GAMMA, tau=ours.TAU,
-        critic_learning_rate=ours.LR_VALUE, actor_learning_rate=ours.LR_ACTION,
-        temp_learning_rate=ours.LR_ACTION, initial_temperature=ours.TEMPERATURE,
-        actor_encoder_factory=encoder([ours.WIDTH]),
-        critic_encoder_factory=encoder([ours.WIDTH, ours.WIDTH]),
-        action_scaler=d3rlpy.preprocessing.MinMaxActionScaler(minimum=[-ours.TORQUE],
-                                                              maximum=[ours.TORQUE]))
+    actor, critic = encoder([ours.WIDTH]), encoder([ours.WIDTH, ours.WIDTH])
+    common = dict(batch_size=ours.BATCH, action_scaler=d3rlpy.preprocessing.MinMaxActionScaler(
+        minimum=[-ours.TORQUE], maximum=[ours.TORQUE]))
+    layers = dict(actor_encoder_factory=actor, critic_encoder_factory=critic)
+    same = dict(
+        gamma=ours.GAMMA, tau=ours.TAU, critic_learning_rate=ours.LR_VALUE,
+        actor_learning_rate=ours.LR_ACTION, temp_learning_rate=ours.LR_ACTION,
+        initial_temperature=ours.TEMPERATURE)
     if kind == "d3rlpy sac":
-        return d3rlpy.algos.SACConfig(**options).create(device="cpu")
-    # Without alpha_learning_rate=0 the penalty's own weight, alpha, is learned, and fades wherever
-    # the penalty is below alpha_threshold. Without soft_q_backup the target has no entropy and the
-    # mean torque: CQL's deterministic variant.
-    return d3rlpy.algos.CQLConfig(
-        conservative_weight=ours.WEIGHT, n_action_samples=ours.SAMPLES, initial_alpha=1.0,
-        alpha_learning_rate=0.0, alpha_threshold=0.0, soft_q_backup=True, **options,
-    ).create(device="cpu")
+        config = d3rlpy.algos.SACConfig(**common, **layers, **same)
+    elif kind == "d3rlpy cql":
+        # Without alpha_learning_rate=0 the penalty's own weight, alpha, is learned, and fades
+        # wherever the penalty is below alpha_threshold. Without soft_q_backup the target has no
+        # entropy and the mean torque: CQL's deterministic variant.
+        config = d3rlpy.algos.CQLConfig(
+            conservative_weight=ours.WEIGHT, n_action_samples=ours.SAMPLES, initial_alpha=1.0,
+            alpha_learning_rate=0.0, alpha_threshold=0.0, soft_q_backup=True, **common, **layers,
+            **same)
+    elif kind == "d3rlpy td3+bc":
+        config = d3rlpy.algos.TD3PlusBCConfig(**common, **layers)
+    elif kind == "d3rlpy iql":
+        config = d3rlpy.algos.IQLConfig(**common, **layers, value_encoder_factory=critic)
+    else:
+        config = d3rlpy.algos.BCConfig(**common, encoder_factory=actor)
+    return config.create(device="cpu")
 
 
 def make_buffer(data):
     """A Data as d3rlpy's dataset: whole episodes in order, rewards as our update uses them."""
+    import d3rlpy
     state, action, reward, _, terminal, timeout = np.split(data.rows, [3, 4, 5, 8, 9], axis=1)
     return d3rlpy.dataset.MDPDataset(
-        state, action, (reward + ours.SCALE) / ours.SCALE, terminal[:, 0] > 0, timeout[:, 0] > 0,
+        state, action, ours.scaled(reward), terminal[:, 0] > 0, timeout[:, 0] > 0,
         action_space=d3rlpy.ActionSpace.CONTINUOUS)
 
 
-def evaluate(algorithm, seeds):
-    """An episode for each seed, its torques drawn by the policy: returns, promised, delivered,
-    [episodes] each, as in ours.evaluate and from the same starts."""
-    envs = [ours.MyWrapper() for _ in seeds]
-    for env, seed in zip(envs, seeds):
-        env.unwrapped.np_random, _ = gym.utils.seeding.np_random(seed)
-    states = np.stack([env.reset() for env in envs])                        # [episodes, 3]
-    promised = None
-    rewards = np.empty([ours.EPISODE, len(envs)])
-    for t in range(ours.EPISODE):
-        torques = algorithm.sample_action(states)                           # [episodes, 1]
-        if promised is None:
-            promised = promise(algorithm, states, torques)
-        steps = [env.step(torque) for env, torque in zip(envs, torques)]
-        states = np.stack([step[0] for step in steps])
-        rewards[t] = [step[1] for step in steps]
-    delivered = [ours.discounted(episode) for episode in rewards.T]
-    return rewards.sum(axis=0), promised, np.array(delivered)
+class Player:
+    """A d3rlpy algorithm as an agent of the program. SAC's, CQL's and IQL's torques are drawn;
+    TD3+BC and BC know only one."""
+    def __init__(self, algorithm, kind):
+        self.algorithm = algorithm
+        draws = kind in ("d3rlpy sac", "d3rlpy cql", "d3rlpy iql")
+        self.choose = algorithm.sample_action if draws else algorithm.predict
+        if kind == "d3rlpy bc":                                 # it has no critic
+            self.promise = lambda states, torques: np.full(np.size(torques), np.nan)
+
+    def get_action(self, state):
+        return self.choose(np.float32(state).reshape(1, 3)).item()
+
+    @torch.no_grad()
+    def promise(self, states, torques):
+        """The smaller critic's value, [n, 3], [n] -> [n]. (predict_value gives their mean.)"""
+        states = torch.tensor(np.float32(states).reshape(-1, 3))
+        scaled = torch.tensor(np.float32(torques).reshape(-1, 1)) / ours.TORQUE
+        values = [critic(states, scaled).q_value for critic in self.algorithm.impl.q_function]
+        return torch.min(*values)[:, 0].numpy()
 
 
-@torch.no_grad()
-def promise(algorithm, states, torques):
-    """The smaller critic's value, [n, 3], [n, 1] -> [n]. (predict_value gives their mean.)"""
-    states = torch.from_numpy(states)
-    scaled = torch.from_numpy(torques) / ours.TORQUE
-    values = [critic(states, scaled).q_value for critic in algorithm.impl.q_function]
-    return torch.min(*values)[:, 0].numpy()
-
-
-def run_cell(cell):
+def run_cell(one):
     """Train and test in this process; the run's line."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        teacher = ours.load_agent(run.KEPT / f"{cell['seed']}.pt")
-        data = run.make_data(cell["data"], cell["seed"], teacher)
-        buffer = make_buffer(data)
-        d3rlpy.seed(cell["student"])
-        algorithm = make_algorithm(cell["kind"])
-        algorithm.build_with_dataset(buffer)
-
-        test, final = measure.seeds_of(cell["seed"], 0, 10), measure.seeds_of(cell["seed"], 1, 100)
-        tests = []
-        begun = time.process_time()
-        for step in range(UPDATES):
-            algorithm.update(buffer.sample_transition_batch(ours.BATCH))
-            if step % EVERY == 0 or step == UPDATES - 1:
-                means = [float(x.mean()) for x in evaluate(algorithm, test)]
-                tests.append([step, *(round(x, 3) for x in means), None])
-        minutes = (time.process_time() - begun) / 60
-        returns, promised, delivered = evaluate(algorithm, final)
-        log_temperature = d3rlpy.models.torch.get_parameter(algorithm.impl.modules.log_temp)
-        theirs, mine = time_updates(cell["kind"], buffer, data)
-    return cell | {
-        "cpu": run.cpu(), "commit": run.commit(), "python": platform.python_version(),
-        "torch": torch.__version__, "numpy": np.__version__, "d3rlpy": d3rlpy.__version__,
-        "minutes": round(minutes, 2), "seconds per update": round(theirs, 6),
-        "our seconds per update": round(mine, 6),
-        "dataset": hashlib.sha256(data.rows.tobytes()).hexdigest(), "rows": len(data.rows),
-        "data mean": round(float(ours.EPISODE * data.rows[:, 4].mean()), 2),
-        "return": round(float(returns.mean()), 2), "promised": round(float(promised.mean()), 3),
-        "delivered": round(float(delivered.mean()), 3),
-        "temperature": round(log_temperature.exp().item(), 5), "tests": tests}
-
-
-def time_updates(kind, buffer, data, rounds=15, repeats=20):
-    """Seconds of one update of d3rlpy's and of ours, of new agents on a batch that is drawn
-    already: medians of rounds that alternate, so that a slow moment falls on both alike. Seconds
-    are the process's own, so that what else the machine does counts little."""
-    algorithm, batch = make_algorithm(kind), buffer.sample_transition_batch(ours.BATCH)
+    import d3rlpy
+    options = ours.parse_options(run.with_files(one))           # as for a student of ours
+    data = ours.Data()
+    if options.dataset:
+        data.datas = ours.load_dataset(options.dataset, check=False).datas
+    ours.choose_episodes(data, options)
+    buffer, tests = make_buffer(data), []
+    d3rlpy.seed(one["student"])
+    algorithm = make_algorithm(one["kind"])
     algorithm.build_with_dataset(buffer)
-    student = ours.SAC() if kind == "d3rlpy sac" else ours.CQL()
-    sample = data.get_sample()
-    seconds = [], []
-    for _ in range(rounds):
-        for update, found in zip((lambda: algorithm.update(batch), lambda: student.train(*sample)),
-                                 seconds):
-            begun = time.process_time()
-            for _ in range(repeats):
-                update()
-            found.append((time.process_time() - begun) / repeats)
-    return [statistics.median(found[2:]) for found in seconds]          # two rounds to warm up
+    player, begun = Player(algorithm, one["kind"]), time.process_time()
+    for step in range(one["steps"]):
+        algorithm.update(buffer.sample_transition_batch(ours.BATCH))
+        if step % EVERY == 0 or step == one["steps"] - 1:
+            found = ours.evaluate(player, measure.seeds_of(one["seed"], 0, 10))
+            tests.append([step, *(round(float(x.mean()), 3) for x in found)])
+    minutes = (time.process_time() - begun) / 60
+    final = ours.evaluate(player, measure.seeds_of(one["seed"], 1, 100))
+    final = [round(float(x.mean()), 3) for x in final]
+    line = dict(zip(("return", "promised", "delivered"), final))
+    line |= {"tests": {name: [*column] for name, column in zip(
+        ("step", "return", "promised", "delivered"), zip(*tests))}}
+    if one["kind"] == "d3rlpy bc":
+        del line["promised"], line["tests"]["promised"]
+    return one | {"commit": run.commit(), "cpu": run.cpu(), "d3rlpy": d3rlpy.__version__,
+                  "minutes": round(minutes, 2), "rows": len(data.rows),
+                  "data mean": round(float(ours.EPISODE * data.rows[:, 4].mean()), 2)} | line
+
+
+def run_apart(one):
+    """run_cell in a process of its own, as run.run_apart."""
+    command = [sys.executable, __file__, "--cell", json.dumps(one)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])             # d3rlpy prints, too
 
 
 def penalties(draws=1000):
@@ -182,36 +166,33 @@ def penalties(draws=1000):
     torque = 4 * torch.rand(ours.BATCH, 1) - 2
     found = np.empty([draws, 2])
     with torch.no_grad():
-        target = critic(state, torque)                                  # so that its error is 0
         for k in range(draws):
             loss = algorithm.impl._compute_conservative_loss(state, torque / ours.TORQUE,
                                                              next_state, None)      # [2]
-            loss_of_ours = student._get_loss_value(critic, target, state, torque, next_state)
-            found[k] = loss[0], loss_of_ours
-    theirs, mine = found.mean(axis=0) / ours.WEIGHT
-    error = found.std(axis=0, ddof=1) / draws ** 0.5 / ours.WEIGHT
-    return theirs, mine, float(np.hypot(*error))
+            student._get_loss_value(critic, torch.zeros(ours.BATCH, 1), state, torque, next_state)
+            found[k] = loss[0] / ours.WEIGHT, student.logged["penalty"]
+    return *found.mean(axis=0), float(np.hypot(*found.std(axis=0, ddof=1) / draws ** 0.5))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--data", nargs="+", choices=[*run.DATA, *recordings.NAMES], default=DATA,
-                        metavar="NAME", help="of run.py or recordings.py (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[*range(5)])
+    parser.add_argument("--data", nargs="+", default=DATA, metavar="NAME", help="(%(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="(%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="side by side (%(default)s)")
     parser.add_argument("--penalty", action="store_true", help="compare the penalties, run nothing")
+    parser.add_argument("--cell", type=json.loads, help="print the line of this cell, in JSON")
     options = parser.parse_args()
+    if options.cell:
+        return print(json.dumps(run_cell(options.cell), allow_nan=False))
     if options.penalty:
-        print("penalty by d3rlpy {:.3f}, by ours {:.3f}, standard error of the difference {:.3f}"
-              .format(*penalties()))
-        return
-
-    weights = {"d3rlpy sac": None, "d3rlpy cql": ours.WEIGHT}
-    cells = [run.cell(kind, seed, data) | {"weight": weights[kind]}
+        return print("penalty by d3rlpy {:.3f}, by ours {:.3f}, standard error of the difference "
+                     "{:.3f}".format(*penalties()))
+    cells = [run.cell(kind, seed, data, steps=UPDATES)
              for seed in options.seeds for data in options.data for kind in options.kinds]
     have = run.lines()
-    run.work([cell for cell in cells if run.key(cell) not in have], options.processes, run_cell)
+    run.work([one for one in cells if run.key(one) not in have], options.processes,
+             run_one=run_apart)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,10 @@ RECORDED = ["20 drawn", "20 mean", "20 mean + 0.1", "20 mean + 0.25", "20 mean +
 DATA = [*LASTS, "all", "random 20", "2,000 rows", *[*DOSES.values()][1:], *RECORDED]
 INTERVENTIONS = ["clone target", "uniform torques", "uniform states", "uniform states and torques",
                  "fixed temperature"]
-MOMENTS = [2000, 4000, 10_000, 20_000, 49_999]
-OLD_TESTS = ["step", "return", "promised", "delivered", "contrast", "gap"]  # where a test is a list
+WEIGHTS = {5: "cql", 1: "cql, weight 1", 0.2: "cql, weight 0.2"}
+PEERS = [f"d3rlpy {name}" for name in ("sac", "cql", "td3+bc", "iql", "bc")]
+WAYS = ["return", "mean", "greedy"]
+OLD_TESTS = ["step", "return", "promised", "delivered", "contrast", "gap"]
 USUAL = 50_000               # updates of a student, if nothing else is said
 CLOSE = 25                   # below its teacher: as good as it
 HIDDEN = 150                 # from the group's IQM: a seed that the IQM hides
@@ -54,42 +56,41 @@ class Study:
                 continue
             place = {"data": line["data"] or "", "name": name_of(line), "seed": line["student"],
                      "teacher": line["seed"], "of": line["steps"] if line["data"] else 0}
-            columns = line["tests"] if isinstance(line["tests"], dict) else None
-            frame = pd.DataFrame(columns or line["tests"], columns=None if columns else (
-                OLD_TESTS[:len(line["tests"][0])]))
+            found = line["tests"]
+            if isinstance(found, list):                 # a test is a list
+                found = dict(zip(OLD_TESTS, zip(*found)))
+            frame = pd.DataFrame(found)
             measures = pd.DataFrame(line.get("measures", {})).T
             measures.index = measures.index.astype(int)
             tests.append(frame.join(measures, on="step").assign(**place))
-            outcome = frame["return"].tail(5).mean()
+            about = place | {name: line.get(name) for name in ("data mean", "coverage")}
+            for updates, found in line.get("at", {}).items():
+                finals.append(about | found | {"updates": int(updates)})
             whole = {name: value for name, value in line.items() if np.isscalar(value)}
             if line["kind"] == "bc":                    # it has no critic; old lines promise a bit
-                whole |= {"promised": None}
-            about = {name: line.get(name) for name in ("data mean", "coverage")}
-            for updates, found in line.get("at", {}).items():
-                finals.append(about | found | place | {"updates": int(updates)})
-            finals.append(whole | place | {"updates": place["of"], "outcome": outcome})
-        # of a run that was made again for longer the later line counts, which has more numbers
-        self.finals = pd.DataFrame(finals).drop_duplicates(["data", "name", "seed", "updates"],
-                                                           keep="last")
-        self.tests = pd.concat(tests).drop_duplicates(["data", "name", "seed", "step"], keep="last")
-        right = self.get("outcome", "", "teacher")
-        self.finals["gain"] = self.finals["outcome"] - self.finals["teacher"].map(right)
+                whole["promised"] = None
+            finals.append(whole | about | {"updates": place["of"],
+                                           "outcome": frame["return"].tail(5).mean()})
+        # of two runs of a student the longer counts, which began as the other did
+        finals = pd.DataFrame(finals).sort_values("of", kind="stable")
+        tests = pd.concat(tests).sort_values("of", kind="stable")
+        right = finals[finals["name"] == "teacher"].set_index("seed")["outcome"]
+        finals["gain"] = finals["outcome"] - finals["teacher"].map(right)
+        run = ["data", "name", "seed"]
+        self.finals = finals.drop_duplicates([*run, "updates"], keep="last")
+        self.tests = tests.drop_duplicates([*run, "step"], keep="last")
+        self.groups = {(when, *place): rows.set_index("seed").sort_index()
+                       for frame, when in ((self.finals, "updates"), (self.tests, "step"))
+                       for place, rows in frame.groupby(["data", "name", when])}
 
-    def get(self, column, data, name, updates=None):
-        """A column of final episodes by seed, without the seeds that lack it."""
-        updates = updates or (USUAL if data else 0)
-        return self._by_seed(self.finals, column, data, name, updates=updates)
-
-    def test(self, column, data, name, step):
-        """A column of the test at an update, by seed."""
-        return self._by_seed(self.tests, column, data, name, step=step)
-
-    def _by_seed(self, frame, column, data, name, **more):
-        for key, value in {"data": data, "name": name, **more}.items():
-            frame = frame[frame[key] == value]
-        if column not in frame:
+    def get(self, column, data, name, updates=None, step=None):
+        """A column of final episodes by seed, or of the test at a step; without seeds that lack
+        it. updates: of the student so far, 50,000 if nothing is said."""
+        place = "updates", data, name, updates or (USUAL if data else 0)
+        found = self.groups.get(place if step is None else ("step", data, name, step))
+        if found is None or column not in found:
             return pd.Series(dtype=float)
-        return frame.set_index("seed")[column].dropna().astype(float).sort_index()
+        return found[column].dropna().astype(float)
 
     def close(self, data, name):
         """On how many seeds a student is as good as its teacher."""
@@ -156,7 +157,7 @@ def minus(one, other):
     words = f"{number(iqm(gap), sign='+')}, better on {count(gap > 0)}"
     if len(gap) < 10:
         return words
-    found = stats.bootstrap((gap,), iqm, n_resamples=20_000, method="percentile", rng=0)
+    found = stats.bootstrap((gap,), iqm, method="percentile", rng=0)
     low, high = found.confidence_interval
     return f"{words} (95 %: {number(low, sign='+')} to {number(high, sign='+')})"
 
@@ -216,63 +217,60 @@ def tables(study):
     """(title, a line about it, a frame of words) of each."""
     finals = study.finals
     usual = finals[(finals["updates"] == USUAL) & finals["name"].isin(STUDENTS)]
-    ways = {"return": 0, "mean": 0, "greedy": 0}
-    found = table(usual, ["data", "name"], {"data mean": 0, "coverage": 1} | ways
-                  | {"promised": 1, "delivered": 1, "outside": 3})
-    found["as good as its teacher"] = [study.close(*place) for place in
-                                       found[["data", "name"]].itertuples(index=False)]
+    found = table(usual, ["data", "name"], {
+        "data mean": 0, "coverage": 1, "return": 0, "mean": 0, "greedy": 0, "promised": 1,
+        "delivered": 1, "outside": 3})
+    found["as good as its teacher"] = list(map(study.close, found["data"], found["name"]))
     yield ("Returns by data", "100 final episodes after 50,000 updates: by torques as drawn "
            "(return), by the policy's mean (mean), by the best of 41 for the critic (greedy). As "
            f"good: at most {CLOSE} below it in the last five tests.", found)
     rows = []
     for data in usual["data"].unique():
         sac, cql, bc = (study.get("outcome", data, name) for name in STUDENTS)
-        above = [study.get("return", data, name) - study.get("data mean", data, name)
+        above = [count(study.get("return", data, name) > study.get("data mean", data, name))
                  for name in STUDENTS]
-        rows.append([data, minus(cql, sac), minus(cql, bc), *(count(gap > 0) for gap in above)])
+        rows.append([data, minus(cql, sac), minus(cql, bc), *above])
     yield ("Which student wins, seed by seed", "The last five tests; above its data: 100 final "
-           "episodes against the data's mean.", pd.DataFrame(rows, columns=[
-               "data", "cql minus sac", "cql minus bc", *(f"{x} above its data" for x in STUDENTS)]))
+           "episodes against the data's mean.", framed(
+               rows, "data", "cql minus sac", "cql minus bc", "sac above its data", "cql", "bc"))
     yield from tables_of_time(study)
     yield from tables_of_the_measure(study)
     yield from tables_of_others(study)
 
 
+def framed(rows, *columns):
+    return pd.DataFrame(rows, columns=columns)
+
+
 def tables_of_time(study):
     """Students after 20,000 updates and at the end; and the dose of random episodes."""
-    ends, blame = [], []
-    runs = study.finals[study.finals["data"].isin(RECORDED)]
-    for data, name in runs.groupby(["data", "name"], sort=False).groups:
-        if "d3rlpy" not in name:
-            row = [data, name]
-            for column in ("return", "promised"):
-                row += [spread(study.get(column, data, name, n)) for n in (20_000, USUAL, 100_000)]
-            ends.append([*row, study.below(data, name, 19_999), study.below(data, name, USUAL - 1)])
+    ends, blame, after, get = [], [], ("20,000", "50,000", "100,000"), study.get
+    for data, name in itertools.product(RECORDED, sorted(set(study.finals["name"]))):
+        cells = [spread(get(column, data, name, n)) for column in ("return", "promised")
+                 for n in (20_000, USUAL, 100_000)]
+        if set(cells) != {"–"} and "d3rlpy" not in name:
+            below = [study.below(data, name, n - 1) for n in (20_000, USUAL)]
+            ends.append([data, name, *cells, *below])
     for data, name in itertools.product(DATA, ("sac", "cql")):
-        blame.append([data, name, *(spread(study.get(way, data, name, n)) for n in (20_000, USUAL)
-                                    for way in ("return", "mean", "greedy"))])
-    ends.sort(key=lambda row: RECORDED.index(row[0]))
-    below = [f"below {LEAST:.0f} by {n}" for n in ("20,000", "50,000")]
+        cells = [spread(get(way, data, name, n)) for n in (20_000, USUAL) for way in WAYS]
+        if cells[1:3] + cells[4:] != 4 * ["–"]:
+            blame.append([data, name, *cells])
     yield ("Recordings of finished policies", "20 episodes; the columns say after how many updates."
            f" Below: on how many seeds a test promised less than {LEAST:.0f}, the worst reward for "
-           "ever.", pd.DataFrame(ends, columns=["data", "student", *(
-               f"{what}, {n}" for what in ("return", "promised")
-               for n in ("20,000", "50,000", "100,000")), *below]))
-    blame = [row for row in blame if any(cell != "–" for cell in row[3:5])]
-    yield ("Who is to blame: the policy or the critic?", "A critic whose greedy torques return much "
-           "where the drawn ones do not has a policy that is late.", pd.DataFrame(
-               blame, columns=["data", "student", *(f"{way}, {n}" for n in ("20,000", "50,000")
-                                                    for way in ("drawn", "mean", "greedy"))]))
-    rows = [[n, *(spread(study.get(way, data, "sac")) for way in ("return", "mean", "greedy")),
-             spread(study.get("promised", data, "sac"), 1), study.close(data, "sac")]
+           "ever.", framed(ends, "data", "student", *(f"return, {n}" for n in after), *(
+               f"promised, {n}" for n in after), *(f"below by {n}" for n in after[:2])))
+    yield ("Who is to blame: the policy or the critic?", "A critic whose greedy torques return "
+           "much where the drawn ones (return) do not has a policy that is late.", framed(
+               blame, "data", "student", *(f"{way}, {n}" for n in after[:2] for way in WAYS)))
+    rows = [[n, *(spread(get(way, data, "sac")) for way in WAYS),
+             spread(get("promised", data, "sac"), 1), study.close(data, "sac")]
             for n, data in DOSES.items()]
-    yield ("How many random episodes does SAC need?", "Before a teacher's last ten; 50,000 updates.",
-           pd.DataFrame(rows, columns=["random episodes", "drawn", "mean", "greedy", "promised",
-                                       "as good as its teacher"]))
+    yield ("How many random episodes does SAC need?", "Before a teacher's last ten; 50,000 "
+           "updates.", framed(rows, "episodes", *WAYS, "promised", "as good as its teacher"))
 
 
 def tables_of_the_measure(study):
-    measured = study.tests[study.tests["step"].isin(MOMENTS)]
+    tests, finals = study.tests, study.finals
     for title, note, columns, digits in (
             ("Excess of torques near and far from the data's", "Promised minus delivered minus "
              "bonus, by measure.py.", ["excess near", "excess far", "far minus near"], 1),
@@ -280,63 +278,60 @@ def tables_of_the_measure(study):
                 f"rank {what}" for what in ("delivered", "delivered and bonus", "density", "good")],
              2)):
         columns = {f"{kind} {what}": digits for kind in ("swing", "stand") for what in columns}
-        found = measured.dropna(subset=[x for x in columns if x in measured], how="all")
+        found = tests.dropna(subset=[x for x in columns if x in tests], how="all")
         yield title, note, table(found, ["data", "name", "step"], columns)
-    changed = study.finals[(study.finals["updates"] == 20_000) & (study.finals["data"] == "last 10")
-                           & study.finals["name"].isin(INTERVENTIONS)]
-    columns = {"return": 0, "mean": 0, "greedy": 0, "promised": 1, "delivered": 1, "temperature": 3}
-    beside = study.tests[(study.tests["step"] == 20_000) & (study.tests["data"] == "last 10")
-                         & study.tests["name"].isin(["sac", "cql"])
-                         & study.tests["seed"].isin(changed["seed"])]
-    yield ("Interventions on sac of the last 10", "100 final episodes after 20,000 updates; sac and "
-           "cql of the same seeds by their test at 20,000.",
-           table(pd.concat([changed, beside]), ["name"], columns))
+    changed = finals[(finals["updates"] == 20_000) & (finals["data"] == "last 10")
+                     & finals["name"].isin(INTERVENTIONS)]
+    beside = tests[(tests["step"] == 20_000) & (tests["data"] == "last 10")
+                   & tests["name"].isin(["sac", "cql"]) & tests["seed"].isin(changed["seed"])]
+    yield ("Interventions on sac of the last 10", "100 final episodes after 20,000 updates; sac "
+           "and cql of the same seeds by their test at 20,000.",
+           table(pd.concat([changed, beside]), ["name"], {
+               "return": 0, "mean": 0, "greedy": 0, "promised": 1, "delivered": 1,
+               "temperature": 3}))
 
 
 def tables_of_others(study):
     finals, get = study.finals, study.get
     right, rows = get("return", "", "teacher"), []
     for name in sorted(set(finals[finals["data"] == ""]["name"])):
-        found, early = get("return", "", name), study.test("return", "", name, 90)
+        found = get("return", "", name)
         gap = (found - right).dropna()
-        rows.append([name, spread(early), spread(found), number(iqm(gap), sign="+"),
-                     count(gap < 0), each(found)])
-    yield ("Teachers: original, as printed, corrected", "notebook's outputs: what the course's file "
-           "stores; notebook teacher: its own code, run here. sign and range act in the penalty, "
-           "which a teacher does not have.", pd.DataFrame(rows, columns=[
-               "teacher", "test at epoch 90", "100 episodes after epoch 99",
-               "minus the corrected", "lower on", "by seed"]))
+        rows.append([name, spread(get("return", "", name, step=90)), spread(found),
+                     number(iqm(gap), sign="+"), count(gap < 0), each(found)])
+    yield ("Teachers: original, as printed, corrected", "notebook's outputs: what the course's "
+           "file stores; notebook teacher: its own code, run here. sign and range act in the "
+           "penalty, which a teacher does not have.", framed(
+               rows, "teacher", "test at epoch 90", "100 episodes after epoch 99",
+               "minus the corrected", "lower on", "by seed"))
     rows = []
-    for data in ("last 10", "all"):
+    for data, (weight, name) in itertools.product(("last 10", "all"), WEIGHTS.items()):
         seeds = get("gain", data, "cql, weight 1").index
-        for weight in (5, 1, 0.2):
-            name = "cql" if weight == 5 else f"cql, weight {weight:g}"
-            gain, found = (get(x, data, name).reindex(seeds).dropna() for x in ("gain", "return"))
-            rows.append([data, weight, number(iqm(gain), sign="+"), spread(found), each(gain)])
+        gain, found = (get(x, data, name).reindex(seeds) for x in ("gain", "return"))
+        rows.append([data, weight, number(iqm(gain), sign="+"), spread(found), each(gain)])
     yield ("Weights on the same seeds", "50,000 updates. Gain: the last five tests minus the "
-           "teacher's.", pd.DataFrame(rows, columns=["data", "weight", "gain", "return", "gains"]))
+           "teacher's.", framed(rows, "data", "weight", "gain", "return", "gain by seed"))
     rows = []
-    theirs = finals[finals["name"].str.startswith("d3rlpy")]
-    for data, name in theirs.groupby(["data", "name"], sort=False).groups:
-        kind, after = name.removeprefix("d3rlpy "), get("return", data, name, 30_000)
-        tests = [study.test(what, data, who, step).reindex(after.index) for what in (
-            "return", "promised") for who, step in ((name, 20_000), (kind, None))
-            for step in [step or (19_999 if len(study.test(what, data, who, 19_999)) else 20_000)]]
-        rows.append([data, name, *map(spread, tests), spread(after)])
+    for data, name in itertools.product(DATA, PEERS):
+        after, kind = get("return", data, name, 30_000), name.removeprefix("d3rlpy ")
+        late = 20_000 if len(get("return", data, kind, step=20_000)) else 19_999    # ours
+        tests = [get(what, data, who, step=step).reindex(after.index)
+                 for what in ("return", "promised") for who, step in ((name, 20_000), (kind, late))]
+        if len(after):
+            rows.append([data, name, *map(spread, tests), spread(after)])
     yield ("Another implementation: d3rlpy", "The same data and seeds. Tests after 20,000 updates, "
-           "theirs and ours; theirs also in 100 episodes after 30,000.", pd.DataFrame(
-               rows, columns=["data", "student", "return", "ours", "promise", "ours promises",
-                              "return after 30,000"]))
+           "theirs and ours; theirs also in 100 episodes after 30,000.", framed(
+               rows, "data", "student", "return", "ours", "promise", "ours promises",
+               "return after 30,000"))
     rows = []
-    for (data, name, n), found in finals[finals["data"] != ""].groupby(
-            ["data", "name", "updates"], sort=False):
+    for place, found in finals[finals["data"] != ""].groupby(["data", "name", "of"], sort=False):
         gain = found.set_index("seed")["gain"].dropna()
         apart = gain[abs(gain - iqm(gain)) > HIDDEN]
         if len(apart):
-            rows.append([data, name, f"{n:,}", len(gain), number(iqm(gain), sign="+"),
-                         number(gain.mean(), sign="+"), each(apart)])
-    yield ("Seeds that the IQM hides", f"Gains more than {HIDDEN} from it.", pd.DataFrame(
-        rows, columns=["data", "student", "updates", "seeds", "IQM", "mean", "these seeds"]))
+            rows.append([*place, number(iqm(gain), sign="+"), number(gain.mean(), sign="+"),
+                         len(gain), each(apart)])
+    yield ("Seeds that the IQM hides", f"Gains more than {HIDDEN} from it.", framed(
+        rows, "data", "student", "updates", "IQM", "mean", "seeds", "these"))
     where = pd.DataFrame([{"processor": line.get("cpu") or "unknown", "lines": line["seed"],
                            "commit": line["commit"][:7] + line["commit"][40:]}
                           for line in study.lines])
@@ -378,7 +373,7 @@ def draw_regimes(study, path):
     axes.set_xlabel("data: a teacher's last 5 to all 100 episodes; with random torques; recordings "
                     "of a finished teacher and of a controller", fontsize=12)
     axes.grid(axis="y", alpha=0.3)
-    figure.suptitle("What a student returns depends on its data (small: a seed, large: the IQM)")
+    axes.set_title("What a student returns depends on its data (small: a seed, large: the IQM)")
     figure.legend(loc="outside upper center", ncols=4, fontsize=12, frameon=False)
     figure.savefig(path)
 

@@ -2,7 +2,7 @@
 
 python study/run.py                     run what results/cells.jsonl lacks; stop at any time
 python study/run.py --only cql "all"    of that, the cells of this kind, data or seed alone
-python study/run.py --again 5           run five of its cells a second time: which digits come again?
+python study/run.py --again 5           run five of its cells again: which digits are the same?
 python study/run.py --scheduler ADDRESS    on Dask's workers, which need this repository; start each
                                            in it: PYTHONPATH=study dask worker ADDRESS --nthreads 1
 
@@ -89,8 +89,9 @@ def grid():
 
 def cell(kind, seed, data=None, as_printed=(), weight=5.0, student=None, steps=50_000):
     """seed: of the teacher and the data; student: of the student, the same if nothing is said."""
-    one = {"kind": kind, "data": data, "seed": seed, "weight": weight if kind.endswith("cql") else None,
-           "student": seed if student is None else student, "as_printed": [*as_printed],
+    one = {"kind": kind, "data": data, "seed": seed, "as_printed": [*as_printed],
+           "student": seed if student is None else student,
+           "weight": weight if kind.endswith("cql") else None,
            "steps": 1 if kind == "teacher" else steps}
     typed = kind in ("teacher", *STUDENTS) and data != "2,000 rows"
     return one | {"argv": command(one) if typed else None}
@@ -216,24 +217,18 @@ def watched(one, found):
 
 
 def commit():
-    """The commit that is checked out, "-dirty" behind it where a program differs; or "unknown"."""
+    """The commit that is checked out, "-dirty" behind it where a program differs."""
     def git(*words):
         return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True)
-    try:
-        found = git("rev-parse", "HEAD").stdout.strip()
-        same = git("diff", "--quiet", "HEAD", "--", "../cql_pendulum.py", "*.py").returncode == 0
-    except OSError:                                             # no git
-        found = ""
-    return found + ("" if same else "-dirty") if found else "unknown"
+    same = git("diff", "--quiet", "HEAD", "--", "../cql_pendulum.py", "*.py").returncode == 0
+    return git("rev-parse", "HEAD").stdout.strip() + ("" if same else "-dirty")
 
 
 def cpu():
     """The processor's name."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    names = [line.split(": ")[1] for line in text.splitlines() if line.startswith("model name")]
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
     return [*names, platform.processor() or platform.machine()][0]
 
 
@@ -271,7 +266,7 @@ def work(cells, processes=2, scheduler=None, run_one=run_apart):
             import distributed
             stack.enter_context(distributed.Client(scheduler))
             stack.enter_context(joblib.parallel_config("dask"))
-        # all jobs at once, one by one: a worker that comes later finds some, one that goes loses one
+        # all at once, one by one: a worker that comes late finds some, one that goes loses one
         parallel = joblib.Parallel(-1 if scheduler else processes, batch_size=1, pre_dispatch="all",
                                    return_as="generator_unordered")
         for job, some in ((run_apart, teachers.values()), (run_one, students)):
