@@ -68,7 +68,7 @@ class MyWrapper(gym.Wrapper):
     def reset(self):
         """Start an episode. Returns its first state, float32 [3]."""
         state, _ = self.env.reset()
-        self.step_n = 0
+        self.step_n, self.unwrapped.timeout = 0, True           # for a step that does not tell
         return state
 
     def step(self, action):
@@ -77,7 +77,7 @@ class MyWrapper(gym.Wrapper):
         self.step_n += 1
         done = terminated or truncated or self.step_n >= EPISODE
         # Ours: was it only the time? Kept on the innermost env: a wrapper may give another info.
-        self.unwrapped.timeout = done and not terminated
+        self.unwrapped.timeout = (truncated or self.step_n >= EPISODE) and not terminated
         return state, reward, done, info
 
     def show(self, over):
@@ -119,8 +119,8 @@ class Data:
             next_state, reward, over, _ = env.step([action])
             # states as tuples of three floats, which nobody can change once the data is frozen
             self.datas.append(Row((tuple(map(float, state)), np.asarray(action).item(),
-                                   float(reward), tuple(map(float, next_state)), over)))
-            self.datas[-1].timeout = over and env.unwrapped.timeout
+                                   float(reward), tuple(map(float, next_state)), bool(over))))
+            self.datas[-1].timeout = bool(over and env.unwrapped.timeout)
             state = next_state
         while len(self.datas) > CAPACITY:
             self.datas.pop(0)
@@ -152,7 +152,7 @@ class Data:
     @rows.setter
     def rows(self, rows):
         self.datas = []
-        for x in np.float32(rows).tolist():             # the columns above
+        for x in np.float32(rows).reshape(len(rows), 10).tolist():      # the columns above
             self.datas.append(Row((tuple(x[:3]), x[3], x[4], tuple(x[5:8]), x[8] + x[9] > 0)))
             self.datas[-1].timeout = x[9] > x[8]
 
@@ -409,7 +409,6 @@ def main(argv=()):
         agent = load_agent(options.play)
         seed_everything(options.seed)
         return say(f"return {agent.test(play=True):.1f}")
-
     data, teacher = Data(), None
     if options.dataset:                                 # a recording instead of a teacher
         data.datas = load_dataset(options.dataset, check=not options.unchecked).datas
@@ -461,17 +460,18 @@ def parse_options(argv):
         parser.error("--dataset and --last 0 need no teacher; leave out --epochs")
     if options.out and options.out.exists():
         parser.error(f"{options.out} is there already; --out needs a new folder")
-    if not options.dataset and (options.last or 0) > options.epochs:
-        parser.error(f"--last {options.last}: the teacher plays {options.epochs} episodes")
     if min(options.epochs, options.steps) < 1 or not 0 <= options.seed < 2 ** 32 or not (
-            min(options.weight, options.random, options.last or 0) >= 0):
+            0 <= options.weight < math.inf and min(options.random, options.last or 0) >= 0):
         parser.error("--epochs and --steps start at 1, other numbers at 0; --seed ends below 2^32")
+    most = math.inf if options.dataset else min(options.epochs, CAPACITY // EPISODE)
+    if options.last == 0 == options.random or (options.last or 0) > most:
+        parser.error(f"--last {options.last}: --last 0 needs --random, and {most} is the most")
     if not options.as_printed:                          # None: as somebody set it; []: all
         options.as_printed = sorted(AS_PRINTED) if options.as_printed is None else ERRATA
     if not set(options.as_printed) <= set(ERRATA):
         raise UserError(f"AS_PRINTED is {AS_PRINTED}; there are {', '.join(ERRATA)}")
-    name = f"{options.student}-seed{options.seed}-{time.strftime('%m%d-%H%M%S')}"
-    options.out = options.out or pathlib.Path("runs", name)
+    name = f"runs/{options.student}-seed{options.seed}-{time.strftime('%m%d-%H%M%S')}"
+    options.out = options.out or pathlib.Path(name)
     return options
 
 
@@ -499,7 +499,7 @@ class Run:
         returned, promised, delivered = (x.mean() for x in evaluate(agent, self.starts(0, 10)))
         # When the critics become NaN, so does the policy in the same update, and then the rewards.
         if math.isnan(returned):
-            raise UserError(f"the {stage} has diverged (NaN at {step}); try smaller learning rates")
+            raise UserError(f"the {stage} has diverged (NaN at {step}): rewards, learning rates?")
         row = {"stage": stage, "step": step, "return": returned, "promised": promised,
                "delivered": delivered}
         for name, value in getattr(agent, "logged", {}).items():
@@ -577,14 +577,14 @@ def step_from(state, torque):
 
 
 def possible():
-    """The least and the most that a policy can deliver: env's worst and best reward for ever."""
+    """The least and most that a policy delivers: env's worst, best reward for ever, or no step."""
     speeds = np.linspace(-env.unwrapped.max_speed, env.unwrapped.max_speed, 5)
     with chance_kept():
         rewards = [step_from([math.cos(angle), math.sin(angle), speed], torque)[0]
                    for angle in np.linspace(-math.pi, math.pi, 9) for speed in speeds
                    for torque in (-TORQUE, 0.0, TORQUE)]
     for_ever = 1 / (1 - GAMMA) if GAMMA < 1 else math.inf
-    return scaled(min(rewards)) * for_ever, scaled(max(rewards)) * for_ever
+    return min(0, scaled(min(rewards)) * for_ever), max(0, scaled(max(rewards)) * for_ever)
 
 
 # ---- Files: agents and datasets ----
@@ -610,7 +610,8 @@ def load_agent(file):
     code from the file runs. UserError where the file is none, or does not fit the class."""
     with reading(file, "a saved agent that fits its class"):
         saved = torch.load(file, weights_only=True)
-        classes = [SAC, *SAC.__subclasses__(), *CQL.__subclasses__(), *BC.__subclasses__()]
+        classes = [SAC]
+        classes.extend(kind for found in classes for kind in found.__subclasses__())
         known = {found.__name__: found for found in classes}        # of two namesakes the newer
         if saved["class"] not in known:
             raise UserError(f"holds a {saved['class']}; import the file that defines this class")
@@ -668,11 +669,10 @@ def save_dataset(file, data):
 
 
 def load_dataset(file, check=True):
-    """The Data in a file like save_dataset's. UserError where it is none, where a row has NaN or,
-    unless check is False, where rows are not env's."""
+    """The Data in a file like save_dataset's. UserError if it is none or, with check, not env's."""
     names = "observations", "actions", "rewards", "next_observations", "terminals", "timeouts"
     data = Data()
-    with reading(file, "a whole npz file like dataset.npz"), np.load(file) as arrays:
+    with reading(file, "an npz file of six arrays as in dataset.npz"), np.load(file) as arrays:
         lacking = set(names) - set(arrays)
         if lacking:
             raise UserError(f"lacks {', '.join(sorted(lacking))}")
@@ -688,8 +688,8 @@ def load_dataset(file, check=True):
 
 def check_rows(file, rows, sample=2000):
     """UserError where rows, [n, 10], each episode's last and a sample, are not what env gives."""
-    ends = np.flatnonzero(rows[:, 8:].any(axis=1))
-    taken = np.union1d(ends, np.linspace(0, len(rows) - 1, sample).astype(int))
+    ends = rows[:, 8:].any(axis=1)
+    taken = np.union1d(np.flatnonzero(ends), np.linspace(0, len(rows) - 1, sample).astype(int))
     if len(taken) < len(rows):
         say(f"{file}: checking {len(taken):,} of {len(rows):,} rows, each episode's end with them")
     with chance_kept():
@@ -704,6 +704,8 @@ def check_rows(file, rows, sample=2000):
             f"{taken[same.all(1).argmin()]}), {odd.sum()} states or torques none. Usual causes: "
             f"actions not from -2 to 2 N m; scaled rewards or states; empty rows; a new episode's "
             f"state; a time limit in terminals; another env. For a measured one: --unchecked")
+    if (~ends[:-1] & (rows[:-1, 5:8] != rows[1:, :3]).any(axis=1)).any():
+        say(f"note: {file}: no whole episodes in order; --last and the data's returns mean little")
 
 
 # ---- The report: a table and a picture ----
@@ -728,7 +730,6 @@ def draw(run, rows, student, data_mean):
     returns, promises, one_state = figure.subplots(1, 3)
     def column(stage, name):
         return [row[name] for row in run.log if row["stage"] == stage]
-
     updates = [UPDATES * (epoch + 1) for epoch in column("teacher", "step")]
     returns.plot(updates, column("teacher", "return"), "o-C0", label="teacher" if updates else "")
     updates = [step + 1 for step in column("student", "step")]
@@ -736,8 +737,7 @@ def draw(run, rows, student, data_mean):
     returns.axhline(data_mean, color="0.4", ls="--", label="mean of the student's data")
     promises.plot(updates, column("student", "promised"), "o-C3", label="promised")
     promises.plot(updates, column("student", "delivered"), "s-C2", label="delivered")
-    for limit in possible():
-        promises.axhline(limit, color="k", ls="-.", lw=1)
+    promises.hlines(possible(), 0, max(updates, default=1), "k", "-.", lw=1)
     state = rows[np.linalg.norm(rows[:, :3] - [-1, 0, 0], axis=1).argmin(), :3]
     near = rows[(abs(rows[:, :3] - state) < 0.3).all(axis=1), 3]
     with chance_kept():
@@ -794,7 +794,7 @@ def reading(file, what):
 if __name__ == "__main__":
     try:                            # in a notebook's cell the options are the notebook's own
         main([] if "kernel_launcher" in sys.argv[0] else sys.argv[1:])
-    except (UserError, OSError) as error:
+    except (UserError, OSError, ImportError, gym.error.DependencyNotInstalled) as error:
         sys.exit(f"cql_pendulum.py: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; where the run's folder has dataset.npz, --dataset skips the teacher")

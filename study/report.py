@@ -31,7 +31,7 @@ RECORDED = ["20 drawn", "20 mean", "20 mean + 0.1", "20 mean + 0.25", "20 mean +
 DATA = [*LASTS, "all", "random 20", "2,000 rows", *[*DOSES.values()][1:], *RECORDED]
 INTERVENTIONS = ["clone target", "uniform torques", "uniform states", "uniform states and torques",
                  "fixed temperature"]
-WEIGHTS = {5: "cql", 1: "cql, weight 1", 0.2: "cql, weight 0.2"}
+WEIGHTS = {"5": "cql", "1": "cql, weight 1", "0.2": "cql, weight 0.2"}
 PEERS = [f"d3rlpy {name}" for name in ("sac", "cql", "td3+bc", "iql", "bc")]
 WAYS = ["return", "mean", "greedy"]
 OLD_TESTS = ["step", "return", "promised", "delivered", "contrast", "gap"]
@@ -252,9 +252,11 @@ def tables_of_time(study):
             below = [study.below(data, name, n - 1) for n in (20_000, USUAL)]
             ends.append([data, name, *cells, *below])
     for data, name in itertools.product(DATA, ("sac", "cql")):
-        cells = [spread(get(way, data, name, n)) for n in (20_000, USUAL) for way in WAYS]
-        if cells[1:3] + cells[4:] != 4 * ["–"]:
-            blame.append([data, name, *cells])
+        seeds = [get("greedy", data, name, n).index for n in (20_000, USUAL)]   # all three ways
+        if any(map(len, seeds)):
+            blame.append([data, name, *(
+                spread(get(way, data, name, n).reindex(some))
+                for n, some in zip((20_000, USUAL), seeds) for way in WAYS)])
     yield ("Recordings of finished policies", "20 episodes; the columns say after how many updates."
            f" Below: on how many seeds a test promised less than {LEAST:.0f}, the worst reward for "
            "ever.", framed(ends, "data", "student", *(f"return, {n}" for n in after), *(
@@ -314,11 +316,13 @@ def tables_of_others(study):
     rows = []
     for data, name in itertools.product(DATA, PEERS):
         after, kind = get("return", data, name, 30_000), name.removeprefix("d3rlpy ")
-        late = 20_000 if len(get("return", data, kind, step=20_000)) else 19_999    # ours
-        tests = [get(what, data, who, step=step).reindex(after.index)
-                 for what in ("return", "promised") for who, step in ((name, 20_000), (kind, late))]
+        cells = []
+        for what, who in itertools.product(("return", "promised"), (name, kind)):
+            found = get(what, data, who, step=20_000)           # or the last of a run that ended
+            found = found.combine_first(get(what, data, who, step=19_999))
+            cells.append(spread(found.reindex(after.index)))
         if len(after):
-            rows.append([data, name, *map(spread, tests), spread(after)])
+            rows.append([data, name, *cells, spread(after)])
     yield ("Another implementation: d3rlpy", "The same data and seeds. Tests after 20,000 updates, "
            "theirs and ours; theirs also in 100 episodes after 30,000.", framed(
                rows, "data", "student", "return", "ours", "promise", "ours promises",
