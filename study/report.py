@@ -378,7 +378,7 @@ def draw_regimes(study, path):
                     "of a finished teacher and of a controller", fontsize=12)
     axes.grid(axis="y", alpha=0.3)
     axes.set_title("What a student returns depends on its data (small: a seed, large: the IQM)")
-    figure.legend(loc="outside upper center", ncols=4, fontsize=12, frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=12, frameon=False)
     figure.savefig(path)
 
 

@@ -75,7 +75,7 @@ def test_each_line_once(tiny, capsys):
     run.work(cells, 1, run_one=lambda one: a_line(one, -148.0))
     lines = [json.loads(line) for line in run.FILE.read_text().splitlines()]
     assert [(line["kind"], line["return"]) for line in lines] == [("sac", -150), ("cql", -148)]
-    assert "differ (a processor at abcdefg, a processor at abcdefg) return: -150.0, -148.0" in (
+    assert "29 of 110 numbers differ (a processor at abcdefg, a processor at abcdefg) mean: " in (
         capsys.readouterr().out)
 
 
