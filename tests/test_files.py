@@ -32,8 +32,9 @@ def refused(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize("typed, words", [
     ("--steps 0", "start at 1"), ("--epochs 0", "start at 1"), ("--seed -1", "numbers at 0"),
     (f"--seed {2 ** 32}", "--seed ends below 2^32"), ("--weight -0.1", "numbers at 0"),
-    ("--weight nan", "numbers at 0"), ("--random -1", "numbers at 0"),
-    ("--last -1", "numbers at 0"), ("--last 11 --epochs 10", "the teacher plays 10"),
+    ("--weight nan", "numbers at 0"), ("--weight inf", "numbers at 0"),
+    ("--last 0", "--last 0 needs --random"), ("--random -1", "numbers at 0"),
+    ("--last -1", "numbers at 0"), ("--last 11 --epochs 10", "10 is the most"),
     ("--dataset d.npz --epochs=100", "need no teacher; leave out --epochs"),
     ("--last 0 --epochs 9", "need no teacher; leave out --epochs"),
     ("--as-printed sing", "'sing'"), ("--step 5", "--step"), ("--out .", "")])
@@ -61,7 +62,7 @@ def recorded(episodes=2):
 @pytest.mark.parametrize("change, words", [
     ("rows[150:] = np.nan", "50 rows have NaN, the first is row 150"),
     ("del data['rewards'], data['actions']", "lacks actions, rewards"),
-    ("data['timeouts'] = rows[:50, 9]", "is not a whole npz"),
+    ("data['timeouts'] = rows[:50, 9]", "is not an npz"),
     ("rows[199, 4] += 1", " 1 rewards, 0 next states, 0 terminals .* row 199"),
     ("rows[10, 6] = 5", " 0 rewards, 1 next states, 0 terminals .* row 10"),
     ("rows[99, 8:] = 1, 0", " 0 rewards, 0 next states, 1 terminals .* row 99"),
@@ -86,7 +87,10 @@ def test_too_many_last_episodes_are_refused(refused):
 def test_of_many_rows_each_episodes_end_is_checked(capsys):
     rows, _ = recorded(5)
     ours.check_rows("a file", rows, sample=9)
-    assert "a file: checking 13 of 500 rows, each episode's end with" in capsys.readouterr().out
+    said, = capsys.readouterr().out.splitlines()
+    assert said.startswith("a file: checking 13 of 500 rows, each episode's end with")
+    ours.check_rows("a file", np.delete(rows, 30, axis=0))
+    assert "note: a file: no whole episodes in order" in capsys.readouterr().out
     rows[399, 8] = 1
     with pytest.raises(ours.UserError, match="0 next states, 1 terminals.*row 399"):
         ours.check_rows("a file", rows, sample=9)
@@ -127,7 +131,11 @@ class Mine(ours.CQL):
         self.critics, self.array = [self.ModelValue()], np.zeros(3)
 
 
-@pytest.mark.parametrize("make", [ours.SAC, ours.BC, Mine])
+class Finer(Mine):
+    """Made of one's own class."""
+
+
+@pytest.mark.parametrize("make", [ours.SAC, ours.BC, Finer])
 def test_a_saved_agent_learns_on_as_if_nothing_had_happened(make, tmp_path, capsys):
     agent, file = make(), tmp_path / "agent.pt"
     agent.train(*batch())
@@ -137,7 +145,7 @@ def test_a_saved_agent_learns_on_as_if_nothing_had_happened(make, tmp_path, caps
     other = ours.load_agent(file)
     lost = "version, phase, statistics, critics, array"         # said once
     assert capsys.readouterr().out == {
-        Mine: f"note: {file} does not keep {lost}; a torch.nn.ModuleList is kept\n"
+        Finer: f"note: {file} does not keep {lost}; a torch.nn.ModuleList is kept\n"
     }.get(make, f"note: {file}: only one of the saved agent and a new one has weight\n")
     assert type(other) is make and getattr(other, "weight", 0.5) == 0.5
     for each in (agent, other):
@@ -168,7 +176,7 @@ def test_a_diverged_agent_replaces_no_good_file(small, tmp_path):
     agent, run = ours.CQL(), ours.Run(tmp_path, 0)
     run.test("student", 0, agent)
     torch.nn.init.constant_(agent.model_action.fc_mu.bias, np.nan)
-    with pytest.raises(ours.UserError, match="the student has diverged .NaN at 5.; try smaller"):
+    with pytest.raises(ours.UserError, match="the student has diverged .NaN at 5."):
         run.test("student", 5, agent)
     assert [row["step"] for row in log(tmp_path)] == ["0"]
     assert ours.load_agent(tmp_path / "student.pt").model_action.fc_mu.bias.isfinite().all()
