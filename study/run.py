@@ -162,8 +162,8 @@ def run_cell(one):
 
 
 def run_apart(one):
-    """run_cell in a process of its own. In a Dask worker's process other threads draw from Python's
-    random numbers, too: there a seed would not fix what the program does."""
+    """run_cell in a process of its own. Inside a Dask worker's process some cells gave other digits
+    than outside, for a cause that was not found."""
     command = [sys.executable, str(HERE / "run.py"), "--cell", json.dumps(one)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)

@@ -189,7 +189,7 @@ def test_an_end_is_terminal_only_where_the_environment_says_so(last, terminated,
     assert rows[:, 9].tolist() == [0] * (last - 1) + [not terminated]
 
 
-def played(agent, seed, resets, monkeypatch, g=10.0, m=1.0, share=1, fastest=9, limit=200):
+def played(agent, seed, resets, monkeypatch, g=10.0, m=1.0, share=1, fastest=9, limit=100):
     """An episode in gym's own Pendulum with an edit: state, torque, reward, next state, [n, 8]."""
     world = gym.make("Pendulum-v1", disable_env_checker=True).unwrapped
     world.g, world.m = g, m
@@ -209,10 +209,10 @@ def played(agent, seed, resets, monkeypatch, g=10.0, m=1.0, share=1, fastest=9, 
 
 
 @pytest.mark.parametrize("edit", [
-    {}, {"g": 0.0}, {"m": 2.0}, {"share": 0.5}, {"fastest": 3}, {"limit": 400}])
+    {}, {"g": 0.0}, {"m": 2.0}, {"share": 0.5}, {"fastest": 3}, {"limit": 250}])
 def test_an_edited_world_is_in_every_number(edit, monkeypatch, tmp_path):
     """Tests, returns, data, the possible, and what a dataset is checked by."""
-    agent, data, file, seeds = Drawing(), Data(), tmp_path / "data.npz", np.arange(5, 8)
+    agent, data, file, seeds = Drawing(), Data(), tmp_path / "data.npz", np.arange(5, 7)
     with monkeypatch.context() as world:
         evaluated, recorded = ([played(agent, seed, resets, world, **edit)
                                 for seed in seeds.tolist()] for resets in (0, 1))
@@ -220,7 +220,7 @@ def test_an_edited_world_is_in_every_number(edit, monkeypatch, tmp_path):
             world.setattr(env.unwrapped, attribute, edit[attribute])
         wrapper = {name: edit[name] for name in {"share", "fastest"} & edit.keys()}
         world.setattr(ours, "env", Changed(env, **wrapper))
-        world.setattr(ours, "EPISODE", edit.get("limit", 200))
+        world.setattr(ours, "EPISODE", edit.get("limit", 100))
         found = evaluate(agent, seeds)
         for k, rows in enumerate(evaluated):
             scaled = (rows[:, 4] + 8) / 8
@@ -237,7 +237,7 @@ def test_an_edited_world_is_in_every_number(edit, monkeypatch, tmp_path):
             ours.seed_everything(seed)
             data.update_data(agent)
             np.testing.assert_allclose(data.rows[-len(rows):, :8], rows, rtol=1e-5, atol=1e-6)
-        assert data.rows[:, 8].sum() == (3 if "fastest" in edit else 0)
+        assert data.rows[:, 8].sum() == (2 if "fastest" in edit else 0)
         ours.save_dataset(file, data)
         np.testing.assert_array_equal(ours.load_dataset(file).rows, data.rows)
         least = (8 - edit.get("share", 1) * (math.pi ** 2 + 6.404)) / 8 * 100
