@@ -25,7 +25,8 @@ def refused(capsys, monkeypatch, tmp_path):
         return said
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ours, "train_teacher", lambda *_: pytest.fail("accepted"))
+    for name in ("train_teacher", "train_student"):
+        monkeypatch.setattr(ours, name, lambda *_: pytest.fail("accepted"))
     return refuse
 
 

@@ -96,7 +96,7 @@ def test_seeds_and_as_printed_reach_all(
     assert ours.parse_options([]).as_printed == ["range"]
     ours.AS_PRINTED.add("jacobain")
     with pytest.raises(ours.UserError, match="jacobain"):
-        ours.main(["--out", tmp_path / "other"])
+        ours.main(["--steps", 1, "--epochs", 1, "--out", tmp_path / "other"])
 
 
 def test_defaults_are_the_pages(monkeypatch, tmp_path, capsys):

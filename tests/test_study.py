@@ -15,6 +15,7 @@ TOP = pathlib.Path(__file__).parents[1]
 sys.path[:0] = [str(TOP), str(TOP / "study")]
 
 import cql_pendulum as ours  # noqa: E402
+import experiments  # noqa: E402
 import measure  # noqa: E402
 import recordings  # noqa: E402
 import report  # noqa: E402
@@ -196,3 +197,17 @@ def test_tables_and_readme_have_the_figures_of_the_lines(tmp_path):
     readme = " ".join((TOP / "README.md").read_text().split())
     missing = [claim for claim in report.claims(study) if claim not in readme]
     assert not missing, "README lacks:\n" + "\n".join(missing)
+
+
+def test_readmes_experiments_fit_the_program_and_their_results():
+    """Each changed program compiles; README has its command and what seeds 0 and 1 returned."""
+    readme, found = (TOP / "README.md").read_text(), experiments.results()
+    for name, (_, changes, typed) in experiments.EXPERIMENTS.items():
+        text = experiments.changed(name)
+        compile(text, name, "exec")
+        assert (text == experiments.PROGRAM.read_text()) == (not changes)
+        returns = found[found["name"] == name].sort_values("seed")["return"]
+        if len(returns) > 1:
+            assert f"returns {' and '.join(f'{x:,.0f}' for x in returns)}" in readme or (
+                f"without the layer {' and '.join(f'{x:,.0f}' for x in returns)}" in readme), name
+            assert f"study/ten.npz {typed}<" in readme, name
