@@ -68,8 +68,9 @@ def test_datas_is_the_pages_list_of_tuples():
     rows = np.concatenate([one.rows[:200], two.rows[200:], two.rows[:3],
                            two.rows[two.rows[:, 4] > -1]])
     np.testing.assert_array_equal(one.rows, rows)
-    rows[5, 8:] = 1, 0
+    rows[5, 8:] = 1, 1
     one.rows = rows                                             # there and back
+    rows[5, 8:] = 1, 0                                          # a terminal counts for more
     np.testing.assert_array_equal(one.rows, rows)
     assert [len(found) for found in ours.episodes(one)][:3] == [6, 194, 200]
     assert sum(ours.episodes(one), []) == one.datas
@@ -187,6 +188,17 @@ def test_an_end_is_terminal_only_where_the_environment_says_so(last, terminated,
     rows = filled(Data()).rows
     assert rows[:, 8].tolist() == [0] * (last - 1) + [terminated]
     assert rows[:, 9].tolist() == [0] * (last - 1) + [not terminated]
+
+
+def test_the_pages_own_step_ends_by_the_time(monkeypatch):
+    """In the place of ours, which tells the two ends apart."""
+    def step(self, action):
+        self.step_n += 1
+        state, reward, _, _, info = self.env.step(action)
+        return state, reward, self.step_n >= 200, info
+
+    monkeypatch.setattr(ours.MyWrapper, "step", step)
+    assert filled(Data()).rows[-1, 8:].tolist() == [0, 1]
 
 
 def played(agent, seed, resets, monkeypatch, g=10.0, m=1.0, share=1, fastest=9, limit=100):

@@ -38,7 +38,7 @@ def refused(capsys, monkeypatch, tmp_path):
     ("--last -1", "numbers at 0"), ("--last 11 --epochs 10", "10 is the most"),
     ("--dataset d.npz --epochs=100", "need no teacher; leave out --epochs"),
     ("--last 0 --epochs 9", "need no teacher; leave out --epochs"),
-    ("--as-printed sing", "'sing'"), ("--step 5", "--step"), ("--out .", "")])
+    ("--as-printed sing", "'sing'"), ("--step 5", "--step"), ("--out .", "is there already")])
 def test_bad_options_are_one_line(typed, words, refused):
     assert words in refused(*typed.split())
 
@@ -77,6 +77,8 @@ def test_a_wrong_recording_is_refused_with_what_is_wrong(change, words, refused)
     assert re.match(f"data.npz: .*{words}", refused("--dataset", "data.npz", "--out", "out"))
     if "states" in words or "unchecked" in words:
         np.testing.assert_array_equal(ours.load_dataset("data.npz", check=False).rows, rows)
+        with pytest.raises(pytest.fail.Exception, match="accepted"):
+            ours.main(["--dataset", "data.npz", "--unchecked", "--out", "out"])
 
 
 def test_too_many_last_episodes_are_refused(refused):
@@ -231,7 +233,7 @@ def test_the_dataset_alone_gives_the_same_student(typed, kind, weight, small, tm
     """To the last bit, with the seed, the weight and the steps; the tests' numbers, too."""
     a, b, words = tmp_path / "a", tmp_path / "b", f"--seed 2 --steps 5 --student {typed}".split()
     program(*words, "--epochs", 2, "--last", 1, "--random", 1, "--out", a)
-    program(*words, "--dataset", a / "dataset.npz", "--unchecked", "--out", b)
+    program(*words, "--dataset", a / "dataset.npz", "--out", b)
     one, two = (ours.load_agent(out / "student.pt") for out in (a, b))
     assert type(one) is type(two) is kind and getattr(one, "weight", None) == weight
     assert numbers(one) == numbers(two)
