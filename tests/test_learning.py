@@ -82,5 +82,5 @@ def test_the_critics_find_q_where_it_is_known(quick, monkeypatch):
     data = ours.Data()
     data.rows = np.column_stack([states, np.random.uniform(-2, 2, 300), rewards,
                                  np.roll(states, -1, axis=0), states[:, 2], states[:, 1]])
-    _, promised = learn(ours.SAC, data, 600, lambda agent: agent.promise(np.eye(3), [0.5] * 3))
+    _, promised = learn(ours.SAC, data, 300, lambda agent: agent.promise(np.eye(3), [0.5] * 3))
     assert promised == pytest.approx([2 + 0.95 + 0.95 ** 2, 1 + 0.95, 1], abs=0.2)
