@@ -354,7 +354,7 @@ class BC(SAC):
 
     def promise(self, state, action):
         """Nothing: NaN, [n]."""
-        return np.full(np.size(action), math.nan)
+        return np.full(np.asarray(action).size, math.nan)
 
 
 def train_teacher(teacher, data, epochs, run):
@@ -689,21 +689,21 @@ def load_dataset(file, check=True):
 def check_rows(file, rows, sample=2000):
     """UserError where rows, [n, 10], each episode's last and a sample, are not what env gives."""
     ends = rows[:, 8:].any(axis=1)
-    taken = np.union1d(np.flatnonzero(ends), np.linspace(0, len(rows) - 1, sample).astype(int))
+    odd = ((abs(np.hypot(rows[:, 0], rows[:, 1]) - 1) > 1e-4)           # no cos and sin
+           | (abs(rows[:, 3]) > env.unwrapped.max_torque + 1e-4))
+    taken = np.union1d(np.nonzero(ends | odd), np.linspace(0, len(rows) - 1, sample).astype(int))
     if len(taken) < len(rows):
         say(f"{file}: checking {len(taken):,} of {len(rows):,} rows, each episode's end with them")
     with chance_kept():
         outcomes = [np.hstack(step_from(x[:3], x[3])) for x in rows[taken].astype(float)]
     same = np.isclose(rows[taken, 4:9], outcomes, atol=1e-4)            # float32 rounds to 1e-5
-    odd = ((abs(np.hypot(rows[:, 0], rows[:, 1]) - 1) > 1e-4)           # no cos and sin
-           | (abs(rows[:, 3]) > env.unwrapped.max_torque + 1e-4))
     if odd.any() or not same.all():
         raise UserError(
             f"of {len(taken)} rows {(~same[:, 0]).sum()} rewards, {(~same[:, 1:4].all(1)).sum()} "
-            f"next states, {(~same[:, 4]).sum()} terminals are not env's (the first in row "
-            f"{taken[same.all(1).argmin()]}), {odd.sum()} states or torques none. Usual causes: "
-            f"actions not from -2 to 2 N m; scaled rewards or states; empty rows; a new episode's "
-            f"state; a time limit in terminals; another env. For a measured one: --unchecked")
+            f"next states, {(~same[:, 4]).sum()} terminals are not env's, {odd.sum()} states or "
+            f"torques none; the first in row {taken[(odd[taken] | ~same.all(1)).argmax()]}. Usual "
+            f"causes: actions not from -2 to 2 N m; scaled rewards or states; empty rows; a new "
+            f"episode's state; a time limit in terminals; another env. A measured one: --unchecked")
     if (~ends[:-1] & (rows[:-1, 5:8] != rows[1:, :3]).any(axis=1)).any():
         say(f"note: {file}: no whole episodes in order; --last and the data's returns mean little")
 
