@@ -2,9 +2,8 @@
 
 The program of the page "Offline RL" of the Simple_Reinforcement_Learning course, completed and
 corrected. Names and constants are the page's; what it leaves out (the update, the reward's scale,
-the temperature, the rates) is from the course's notebook. Four formulas of the page are wrong: see
-ERRATA. Where the algorithm differs from the page, a comment "Page:" says what the page has.
-Read from here to the end of main: that is the whole program. What main calls comes after it.
+the temperature, the rates) is from the course's notebook. Four formulas are wrong, see ERRATA; a
+comment "Page:" says what the page has. Read to the end of main; what main calls comes after it.
 
 SAC: Haarnoja et al. 2018, Soft Actor-Critic Algorithms and Applications, arXiv 1812.05905. CQL:
 Kumar et al. 2020, arXiv 2006.04779. Pardo: Pardo et al. 2018, Time Limits in RL, arXiv 1712.00378.
@@ -62,8 +61,7 @@ class MyWrapper(gym.Wrapper):
         env = gym.make("Pendulum-v1", render_mode="rgb_array", disable_env_checker=True).unwrapped
         super().__init__(env)
         self.env = env
-        self.step_n = 0
-        self.film = []
+        self.step_n, self.film = 0, []
 
     def reset(self):
         """Start an episode. Returns its first state, float32 [3]."""
@@ -136,16 +134,17 @@ class Data:
         reward = torch.FloatTensor([i[2] for i in samples]).reshape(-1, 1)
         next_state = torch.FloatTensor([i[3] for i in samples]).reshape(-1, 3)
         # Page: over at the 200-step limit, too. But there only the time is over: the pendulum would
-        # go on, and what it would earn still counts (Pardo, abstract).
-        over = [i[4] and ("timeout" in AS_PRINTED or not i.timeout) for i in samples]
+        # go on, and what it would earn still counts (Pardo). A plain tuple counts as over by time.
+        over = [i[4] and ("timeout" in AS_PRINTED or not getattr(i, "timeout", 1)) for i in samples]
         return state, action, reward, next_state, torch.LongTensor(over).reshape(-1, 1)
 
     @property
     def rows(self):
         """All as an array, float32 [n, 10]: state (columns 0 to 2), action (3), reward (4),
         next_state (5 to 7), terminal (8), timeout (9). To change the data, assign a new one."""
-        rows = [[*i[0], i[1], i[2], *i[3], i[4] and not i.timeout, i.timeout] for i in self.datas]
+        rows = [[*i[0], i[1], i[2], *i[3], i[4], getattr(i, "timeout", i[4])] for i in self.datas]
         rows = np.array(rows, np.float32).reshape(-1, 10)
+        rows[:, 8] -= rows[:, 9]                        # over, and not by time
         rows.flags.writeable = False                    # else a change would be lost
         return rows
 
@@ -680,9 +679,9 @@ def load_dataset(file, check=True):
         wrong = ~np.isfinite(rows).all(axis=1)
         if wrong.any():
             raise UserError(f"{wrong.sum()} rows have NaN, the first is row {wrong.argmax()}")
-        if check:
-            check_rows(file, rows)
         data.rows = rows
+    if check and len(rows):         # behind `reading`: what your own step raises is told as it is
+        check_rows(file, rows)
     return data
 
 
@@ -696,14 +695,15 @@ def check_rows(file, rows, sample=2000):
         say(f"{file}: checking {len(taken):,} of {len(rows):,} rows, each episode's end with them")
     with chance_kept():
         outcomes = [np.hstack(step_from(x[:3], x[3])) for x in rows[taken].astype(float)]
-    same = np.isclose(rows[taken, 4:9], outcomes, atol=1e-4)            # float32 rounds to 1e-5
-    if odd.any() or not same.all():
+    wrong = ~np.isclose(rows[taken, 4:9], outcomes, atol=1e-4)          # float32 rounds to 1e-5
+    if odd.any() or wrong.any():
         raise UserError(
-            f"of {len(taken)} rows {(~same[:, 0]).sum()} rewards, {(~same[:, 1:4].all(1)).sum()} "
-            f"next states, {(~same[:, 4]).sum()} terminals are not env's, {odd.sum()} states or "
-            f"torques none; the first in row {taken[(odd[taken] | ~same.all(1)).argmax()]}. Usual "
-            f"causes: actions not from -2 to 2 N m; scaled rewards or states; empty rows; a new "
-            f"episode's state; a time limit in terminals; another env. A measured one: --unchecked")
+            f"{file}: of {len(taken)} rows {wrong[:, 0].sum()} rewards, "
+            f"{wrong[:, 1:4].any(1).sum()} next states, {wrong[:, 4].sum()} terminals are not "
+            f"env's, {odd.sum()} states or torques none; the first in row "
+            f"{taken[(odd[taken] | wrong.any(1)).argmax()]}. Usual causes: actions not from -2 to "
+            f"2 N m; scaled rewards or states; empty rows; a new episode's state; a time limit in "
+            f"terminals; another env. A measured one: --unchecked")
     if (~ends[:-1] & (rows[:-1, 5:8] != rows[1:, :3]).any(axis=1)).any():
         say(f"note: {file}: no whole episodes in order; --last and the data's returns mean little")
 

@@ -74,6 +74,9 @@ def test_datas_is_the_pages_list_of_tuples():
     np.testing.assert_array_equal(one.rows, rows)
     assert [len(found) for found in ours.episodes(one)][:3] == [6, 194, 200]
     assert sum(ours.episodes(one), []) == one.datas
+    one.datas = [tuple(row) for row in two.datas]               # of the page's own update_data
+    np.testing.assert_array_equal(one.rows, two.rows)
+    assert not one.get_sample()[4].any()
 
 
 @pytest.mark.parametrize("rows, b", [(80, 16), (64, 64)])

@@ -99,6 +99,13 @@ def test_of_many_rows_each_episodes_end_is_checked(capsys):
         ours.check_rows("a file", rows, sample=9)
 
 
+def test_what_an_own_step_raises_in_the_check_is_told_as_it_is(tmp_path, monkeypatch):
+    np.savez(tmp_path / "data.npz", **recorded()[1])
+    monkeypatch.setattr(ours.MyWrapper, "step", lambda self, action: {}["motor"])
+    with pytest.raises(KeyError, match="motor"):
+        ours.load_dataset(tmp_path / "data.npz")
+
+
 @pytest.mark.parametrize("kind", [np.int64, bool, np.float64])
 def test_other_shapes_and_types_of_right_data_are_accepted(kind, tmp_path, monkeypatch):
     """And 2 N m, which env takes, by a program whose policy has a weaker motor."""
