@@ -282,6 +282,14 @@ def clone_target(rows, seed):
     return CloneTarget(clone)
 
 
+class DeeperBC(ours.BC):
+    """BC whose policy has a second hidden layer: does the page's network limit imitation?"""
+    class ModelAction(ours.SAC.ModelAction):
+        def __init__(self):
+            super().__init__()
+            self.fc_state.extend([torch.nn.Linear(ours.WIDTH, ours.WIDTH), torch.nn.ReLU()])
+
+
 def fixed_temperature(agent):
     """The agent, whose temperature stays 0.01: is one that explodes a cause, or a symptom?"""
     agent.alpha.requires_grad_(False)

@@ -58,6 +58,7 @@ GRID = [
     (STUDENTS, ["controller"], FIVE, {}),
     (STUDENTS, ["20 drawn"], TEN, {}),
     (STUDENTS, ["controller + 0.5"], FIVE, {}),
+    (["bc, a layer more"], ["controller"], FIVE, {}),
     (["sac"], DOSES, TEN, {}),
     (["cql"], ["20 mean", "controller"], range(3), {"steps": 100_000}),
     (["cql"], ["all", "last 10"], FIVE, {"weight": 0.2}),
@@ -117,7 +118,7 @@ def command(one):
         if "random" in data and "last" not in data:
             argv += ["--last", "0"]
     if kind not in ("teacher", "cql", "cql, fixed temperature"):
-        argv += ["--student", "bc" if kind == "bc" else "sac"]
+        argv += ["--student", "bc" if kind.startswith("bc") else "sac"]
     if one["weight"] not in (None, 5):
         argv += ["--weight", f"{one['weight']:g}"]
     if one["as_printed"]:
@@ -139,6 +140,8 @@ def run_cell(one):
         if kind == "clone target":
             rows = ours.load_dataset(kept(seed) / "dataset.npz").rows[-10 * ours.EPISODE:]
             changed["SAC"] = lambda: measure.clone_target(rows, one["student"])
+        elif kind == "bc, a layer more":
+            changed["BC"] = measure.DeeperBC
         elif kind.endswith("fixed temperature"):
             name = "CQL" if kind.startswith("cql") else "SAC"
             make = getattr(ours, name)
