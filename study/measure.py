@@ -282,12 +282,14 @@ def clone_target(rows, seed):
     return CloneTarget(clone)
 
 
-class DeeperBC(ours.BC):
-    """BC whose policy has a second hidden layer: does the page's network limit imitation?"""
+def deeper(kind):
+    """A class of the program whose policy has a second hidden layer: is the page's too small?"""
     class ModelAction(ours.SAC.ModelAction):
         def __init__(self):
             super().__init__()
             self.fc_state.extend([torch.nn.Linear(ours.WIDTH, ours.WIDTH), torch.nn.ReLU()])
+
+    return type(kind.__name__, (kind,), {"ModelAction": ModelAction})
 
 
 def fixed_temperature(agent):

@@ -58,7 +58,7 @@ GRID = [
     (STUDENTS, ["controller"], FIVE, {}),
     (STUDENTS, ["20 drawn"], TEN, {}),
     (STUDENTS, ["controller + 0.5"], FIVE, {}),
-    (["bc, a layer more"], ["controller"], FIVE, {}),
+    (["bc, a layer more", "cql, a layer more"], ["controller"], FIVE, {}),
     (["sac"], DOSES, TEN, {}),
     (["cql"], ["20 mean", "controller"], range(3), {"steps": 100_000}),
     (["cql"], ["all", "last 10"], FIVE, {"weight": 0.2}),
@@ -117,7 +117,7 @@ def command(one):
             argv += [f"--{word}" if word.isalpha() else word for word in part.split()]
         if "random" in data and "last" not in data:
             argv += ["--last", "0"]
-    if kind not in ("teacher", "cql", "cql, fixed temperature"):
+    if not kind.startswith(("teacher", "cql")):
         argv += ["--student", "bc" if kind.startswith("bc") else "sac"]
     if one["weight"] not in (None, 5):
         argv += ["--weight", f"{one['weight']:g}"]
@@ -140,12 +140,11 @@ def run_cell(one):
         if kind == "clone target":
             rows = ours.load_dataset(kept(seed) / "dataset.npz").rows[-10 * ours.EPISODE:]
             changed["SAC"] = lambda: measure.clone_target(rows, one["student"])
-        elif kind == "bc, a layer more":
-            changed["BC"] = measure.DeeperBC
-        elif kind.endswith("fixed temperature"):
-            name = "CQL" if kind.startswith("cql") else "SAC"
+        elif kind.endswith(("fixed temperature", "a layer more")):      # "cql, a layer more"
+            name = kind.split(",")[0].upper() if "," in kind else "SAC"
             make = getattr(ours, name)
-            changed[name] = lambda: measure.fixed_temperature(make())
+            changed[name] = measure.deeper(make) if kind.endswith("more") else (
+                lambda: measure.fixed_temperature(make()))
         ours.AS_PRINTED.clear()         # what the last cell of this process left
         begun = time.process_time()
         with mock.patch.multiple(ours, **changed):
