@@ -700,7 +700,7 @@ def check_rows(file, rows, sample=2000):
         raise UserError(
             f"{file}: of {len(taken)} rows {wrong[:, 0].sum()} rewards, "
             f"{wrong[:, 1:4].any(1).sum()} next states, {wrong[:, 4].sum()} terminals are not "
-            f"env's, {odd.sum()} states or torques none; the first in row "
+            f"env's, {odd.sum()} states or torques are impossible; the first in row "
             f"{taken[(odd[taken] | wrong.any(1)).argmax()]}. Usual causes: actions not from -2 to "
             f"2 N m; scaled rewards or states; empty rows; a new episode's state; a time limit in "
             f"terminals; another env. A measured one: --unchecked")

@@ -195,10 +195,6 @@ def claims(study):
         seeds = sizes[0] if len(set(sizes)) == 1 else " / ".join(sizes)
         cells = [mean.groupby(level=0).first(), *found]
         yield f"| {words} | {' | '.join(map(middle, cells))} | {seeds} |"
-    dose = [study.get("return", data, "sac") for n, data in DOSES.items() if n]
-    if all(map(len, dose)):
-        *most, last = map(middle, dose)
-        yield f"SAC returns {', '.join(most)} and {last}"
     for data in ("20 mean", "controller"):
         below = study.below(data, "cql", USUAL - 1)
         if below != "–":
@@ -209,6 +205,21 @@ def claims(study):
                         ("here, corrected", "teacher")):
         found = study.get("return", "", name)
         yield f"| {words} | {middle(found)} | {len(found)} |"
+
+
+def study_claims(study):
+    """Rows of study/README's tables, the same way."""
+    for data, name in itertools.product(DATA, ("sac", "cql", "cql, a layer more")):
+        for updates in (20_000, USUAL):
+            seeds = study.get("greedy", data, name, updates).index          # all three ways
+            if len(seeds):
+                found = [study.get(way, data, name, updates).reindex(seeds) for way in WAYS]
+                cells = " | ".join(map(middle, found))
+                yield f"| {data} | {name} | {updates:,} | {cells} | {len(seeds)} |"
+    for n, data in DOSES.items():
+        found = study.get("return", data, "sac")
+        if len(found):
+            yield f"| {n} | {spread(found)} | {study.close(data, 'sac')} |"
 
 
 # Tables
@@ -251,7 +262,7 @@ def tables_of_time(study):
         if set(cells) != {"–"} and "d3rlpy" not in name:
             below = [study.below(data, name, n - 1) for n in (20_000, USUAL)]
             ends.append([data, name, *cells, *below])
-    for data, name in itertools.product(DATA, ("sac", "cql")):
+    for data, name in itertools.product(DATA, ("sac", "cql", "cql, a layer more")):
         seeds = [get("greedy", data, name, n).index for n in (20_000, USUAL)]   # all three ways
         if any(map(len, seeds)):
             blame.append([data, name, *(
@@ -352,6 +363,7 @@ def write_tables(study, path):
         words = frame.astype(str).to_markdown(index=False, disable_numparse=True)
         parts += [f"## {title}\n", f"{note}\n", words + "\n"]
     parts += ["## What README quotes\n", *(f"- {claim}" for claim in claims(study))]
+    parts += ["\n## What the study's README quotes\n", *(f"- {x}" for x in study_claims(study))]
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -371,7 +383,9 @@ def draw_regimes(study, path):
             axes.plot(place + shift, iqm(values), "o", color=COLOURS[name], ms=11, mec="k",
                       label=name.upper() if place == 0 else None)
     axes.axhline(iqm(study.get("return", "", "teacher")), color="k", ls=":", label="the teachers")
-    axes.set_xticks(range(len(shown)), [data.replace(" + ", "\n+ ") for data in shown], fontsize=11)
+    words = {"20 mean": "20 of a\nteacher,\nno noise", "controller": "20 of a\ncontroller"}
+    axes.set_xticks(range(len(shown)), [words.get(data, data.replace(" + ", "\n+ "))
+                                        for data in shown], fontsize=11)
     axes.set(xlim=(-0.5, len(shown) - 0.5), ylim=(-1750, 0))
     axes.set_ylabel("return of an episode (higher is better)", fontsize=12)
     axes.set_xlabel("data: a teacher's last 5 to all 100 episodes; with random torques; recordings "

@@ -67,8 +67,8 @@ def recorded(episodes=2):
     ("rows[199, 4] += 1", " 1 rewards, 0 next states, 0 terminals .* row 199"),
     ("rows[10, 6] = 5", " 0 rewards, 1 next states, 0 terminals .* row 10"),
     ("rows[99, 8:] = 1, 0", " 0 rewards, 0 next states, 1 terminals .* row 99"),
-    ("rows[::3, 3] = -2.25", " 67 states or torques none"),
-    ("rows[5:7, :2] *= 1.1", " 0 terminals .*, 2 states or torques none"),
+    ("rows[::3, 3] = -2.25", " 67 states or torques are imp"),
+    ("rows[5:7, :2] *= 1.1", " 0 terminals .*, 2 states or torques are imp"),
     ("rows[:, [2, 7]] = rows[:, [2, 7]].round(1)", "--unchecked")])
 def test_a_wrong_recording_is_refused_with_what_is_wrong(change, words, refused):
     rows, data = recorded()

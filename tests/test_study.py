@@ -194,9 +194,11 @@ def test_tables_and_readme_have_the_figures_of_the_lines(tmp_path):
     report.write_tables(study, tmp_path / "tables.md")
     text = (report.RESULTS / "tables.md").read_text()
     assert (tmp_path / "tables.md").read_text() == text, "run python study/report.py"
-    readme = " ".join((TOP / "README.md").read_text().split())
-    missing = [claim for claim in report.claims(study) if claim not in readme]
-    assert not missing, "README lacks:\n" + "\n".join(missing)
+    for folder, claims in ((TOP, report.claims(study)),
+                           (TOP / "study", report.study_claims(study))):
+        readme = " ".join((folder / "README.md").read_text().split())
+        missing = [claim for claim in claims if claim not in readme]
+        assert not missing, f"{folder} lacks:\n" + "\n".join(missing)
 
 
 def test_readmes_experiments_fit_the_program_and_their_results():
