@@ -74,8 +74,7 @@ def final(agent, rows, seed):
 @torch.no_grad()
 def mean_torque(agent, states):
     """The torque at the policy's mean, 2 tanh(mu): [n, 3] -> [n]."""
-    policy = agent.model_action
-    mu = policy.fc_mu(policy.fc_state(torch.tensor(states).float()))            # [n, 1]
+    mu = gaussian(agent, torch.tensor(states).float()).mean                     # [n, 1]
     return (mu.tanh() * ours.TORQUE)[:, 0].double().numpy()
 
 
@@ -290,6 +289,36 @@ def deeper(kind):
             self.fc_state.extend([torch.nn.Linear(ours.WIDTH, ours.WIDTH), torch.nn.ReLU()])
 
     return type(kind.__name__, (kind,), {"ModelAction": ModelAction})
+
+
+class LikelyBC(ours.BC):
+    """BC by the likelihood: the policy's Gaussian should explain what tanh makes the torques of.
+    That is infinite for 2 N m, so that torques count as 1.98 N m at most."""
+    def train(self, state, action, reward, next_state, over):
+        sample = (action / ours.TORQUE).clamp(-0.99, 0.99).atanh()              # [b, 1]
+        loss = -gaussian(self, state).log_prob(sample).mean()
+        self.optimizer_action.zero_grad()
+        loss.backward()
+        self.optimizer_action.step()
+
+
+class MeanBC(ours.BC):
+    """BC by the squared error of the mean torque, which leaves the spread as it began."""
+    def train(self, state, action, reward, next_state, over):
+        loss = self.loss_fn(gaussian(self, state).mean.tanh() * ours.TORQUE, action)
+        self.optimizer_action.zero_grad()
+        loss.backward()
+        self.optimizer_action.step()
+
+
+LOSSES = {"bc, likelihood": LikelyBC, "bc, mean torque": MeanBC}
+
+
+def gaussian(agent, states):
+    """What the policy draws from before tanh, a distribution over [b, 1]."""
+    policy = agent.model_action
+    hidden = policy.fc_state(states)                                            # [b, 128]
+    return torch.distributions.Normal(policy.fc_mu(hidden), policy.fc_std(hidden))
 
 
 def fixed_temperature(agent):

@@ -200,11 +200,11 @@ def claims(study):
         if below != "–":
             yield f"below {LEAST:.0f} on {below} seeds"
     yield f"on {study.close('last 10', 'cql')} seeds"
-    for words, name in (("the notebook's own code, run here", "notebook teacher"),
-                        ("here, `--as-printed`", "teacher as printed"),
-                        ("here, corrected", "teacher")):
+    for words, name in (("the notebook's own code returned {} here ({} seeds)", "notebook teacher"),
+                        ("ours as printed {} ({};", "teacher as printed"),
+                        ("ours corrected {} ({})", "teacher")):
         found = study.get("return", "", name)
-        yield f"| {words} | {middle(found)} | {len(found)} |"
+        yield words.format(middle(found), len(found))
 
 
 def study_claims(study):

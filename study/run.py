@@ -58,7 +58,7 @@ GRID = [
     (STUDENTS, ["controller"], FIVE, {}),
     (STUDENTS, ["20 drawn"], TEN, {}),
     (STUDENTS, ["controller + 0.5"], FIVE, {}),
-    (["bc, a layer more", "cql, a layer more"], ["controller"], FIVE, {}),
+    (["bc, a layer more", *measure.LOSSES, "cql, a layer more"], ["controller"], FIVE, {}),
     (["sac"], DOSES, TEN, {}),
     (["cql"], ["20 mean", "controller"], range(3), {"steps": 100_000}),
     (["cql"], ["all", "last 10"], FIVE, {"weight": 0.2}),
@@ -140,6 +140,8 @@ def run_cell(one):
         if kind == "clone target":
             rows = ours.load_dataset(kept(seed) / "dataset.npz").rows[-10 * ours.EPISODE:]
             changed["SAC"] = lambda: measure.clone_target(rows, one["student"])
+        elif kind in measure.LOSSES:
+            changed["BC"] = measure.LOSSES[kind]
         elif kind.endswith(("fixed temperature", "a layer more")):      # "cql, a layer more"
             name = kind.split(",")[0].upper() if "," in kind else "SAC"
             make = getattr(ours, name)
