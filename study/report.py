@@ -141,6 +141,12 @@ def spread(values, digits=0):
     return f"{middle(values, digits)} ({low} to {high}) [{len(values)}]"
 
 
+def several(values):
+    """The same in README's words."""
+    return (f"{middle(values)} ({number(values.min())} to {number(values.max())}, "
+            f"{len(values)} seeds)")
+
+
 def count(found):
     return f"{sum(found)} of {len(found)}"
 
@@ -200,6 +206,25 @@ def claims(study):
         if below != "–":
             yield f"below {LEAST:.0f} on {below} seeds"
     yield f"on {study.close('last 10', 'cql')} seeds"
+    near = study.get("swing excess near", "last 10", "sac", step=4000)
+    yield f"{middle(near)} too high near recorded torques as well ({len(near)} seeds"
+    above = study.get("contrast", "last 10", "cql", step=USUAL - 1)
+    yield f"ends {middle(above)} above the mean of all torques ({len(above)} seeds)"
+    apart = study.get("return", "all", "sac") - study.get("return", "all", "cql")
+    yield f"less than SAC on {count(apart.dropna() > 0)} seeds"
+    cured = study.get("return", "last 10", "uniform states and torques", 20_000)
+    yield f"returns {middle(cured)} after 20,000 updates ({len(cured)} seeds)"
+    seeds = study.get("gain", "all", "cql, weight 1").index
+    light, usual = (-iqm(study.get("gain", "all", name).reindex(seeds))
+                    for name in ("cql, weight 0.2", "cql"))
+    yield f"ends {number(light)} below its teacher, with the page's 5 {number(usual)}"
+    for name in ("bc", "bc, a layer more"):
+        found = study.get("return", "controller", name)
+        if len(found):
+            yield several(found)
+    better = [(study.get("greedy", data, "cql") - study.get("return", data, "cql")).dropna() > 0
+              for data in ("20 mean", "controller")]
+    yield f"returns more on {count(pd.concat(better))} runs"
     for words, name in (("the notebook's own code returned {} here ({} seeds)", "notebook teacher"),
                         ("ours as printed {} ({};", "teacher as printed"),
                         ("ours corrected {} ({})", "teacher")):
