@@ -76,6 +76,7 @@ def test_datas_is_the_pages_list_of_tuples():
     assert sum(ours.episodes(one), []) == one.datas
     one.datas = [tuple(row) for row in two.datas]               # of the page's own update_data
     np.testing.assert_array_equal(one.rows, two.rows)
+    one.datas = 64 * [tuple(two.datas[199])]
     assert not one.get_sample()[4].any()
 
 
