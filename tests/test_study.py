@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -210,3 +211,7 @@ def test_readmes_experiments_fit_the_program_and_their_results():
         assert (text == program) == (not changes)
         assert experiments.answer(name) in readme, name
         assert f"study/ten.npz {typed}<" in readme, name
+    links = re.findall(r"\[(\w+)\]\(cql_pendulum.py#L(\d+)\)", readme)
+    assert {name for name, _ in links} == {*ours.ERRATA}
+    for name, number in links:
+        assert f'"{name}" in AS_PRINTED' in program.splitlines()[int(number) - 1], name
