@@ -9,7 +9,8 @@ gives it through softplus); its critics see torque / 2, and share the torques of
 draw their own); its batches are drawn with replacement; its policy's loss has the temperature after
 that update's step, not before; and an episode that the time limit ends loses its last row, whose
 next state d3rlpy does not record. TD3+BC, IQL and BC keep d3rlpy's own defaults, rates among them;
-equal are the batch of 64, the hidden layers, the torques' scale and the rewards (r + 8) / 8.
+equal are the batch of 64, the torques' scale, the rewards (r + 8) / 8, and the hidden layers,
+unless the kind says "own layers": then they are d3rlpy's, two of 256.
 """
 import argparse
 import json
@@ -28,7 +29,9 @@ import cql_pendulum as ours  # noqa: E402
 import measure  # noqa: E402
 import run  # noqa: E402
 
+OWN = ", own layers"
 KINDS = [f"d3rlpy {name}" for name in ("sac", "cql", "td3+bc", "iql", "bc")]
+KINDS += [f"{kind}{OWN}" for kind in KINDS[2:]]
 DATA = ["last 10", "all", "random 20", "20 mean", "controller"]
 UPDATES, EVERY = 30_000, 2_000          # of a run, and from one test to the next
 
@@ -41,6 +44,8 @@ def make_algorithm(kind):
     common = dict(batch_size=ours.BATCH, action_scaler=d3rlpy.preprocessing.MinMaxActionScaler(
         minimum=[-ours.TORQUE], maximum=[ours.TORQUE]))
     layers = dict(actor_encoder_factory=actor, critic_encoder_factory=critic)
+    if kind.endswith(OWN):
+        kind, layers, actor, critic = kind.removesuffix(OWN), {}, encoder(), encoder()
     same = dict(
         gamma=ours.GAMMA, tau=ours.TAU, critic_learning_rate=ours.LR_VALUE,
         actor_learning_rate=ours.LR_ACTION, temp_learning_rate=ours.LR_ACTION,
@@ -78,9 +83,9 @@ class Player:
     TD3+BC and BC know only one."""
     def __init__(self, algorithm, kind):
         self.algorithm = algorithm
-        draws = kind in ("d3rlpy sac", "d3rlpy cql", "d3rlpy iql")
+        draws = kind.removesuffix(OWN) in ("d3rlpy sac", "d3rlpy cql", "d3rlpy iql")
         self.choose = algorithm.sample_action if draws else algorithm.predict
-        if kind == "d3rlpy bc":                                 # it has no critic
+        if kind.startswith("d3rlpy bc"):                        # it has no critic
             self.promise = lambda states, torques: np.full(np.size(torques), np.nan)
 
     def get_action(self, state):
@@ -119,7 +124,7 @@ def run_cell(one):
     line = dict(zip(("return", "promised", "delivered"), final))
     line |= {"tests": {name: [*column] for name, column in zip(
         ("step", "return", "promised", "delivered"), zip(*tests))}}
-    if one["kind"] == "d3rlpy bc":
+    if one["kind"].startswith("d3rlpy bc"):
         del line["promised"], line["tests"]["promised"]
     return one | {"commit": run.commit(), "cpu": run.cpu(), "d3rlpy": d3rlpy.__version__,
                   "minutes": round(minutes, 2), "rows": len(data.rows),

@@ -33,6 +33,7 @@ INTERVENTIONS = ["clone target", "uniform torques", "uniform states", "uniform s
                  "fixed temperature"]
 WEIGHTS = {"5": "cql", "1": "cql, weight 1", "0.2": "cql, weight 0.2"}
 PEERS = [f"d3rlpy {name}" for name in ("sac", "cql", "td3+bc", "iql", "bc")]
+PEERS += [f"{name}, own layers" for name in PEERS[2:]]
 WAYS = ["return", "mean", "greedy"]
 OLD_TESTS = ["step", "return", "promised", "delivered", "contrast", "gap"]
 USUAL = 50_000               # updates of a student, if nothing else is said
