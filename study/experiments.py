@@ -108,10 +108,11 @@ def table():
 
 
 def answer(name):
-    """README's words for an experiment: the mean return of its seeds, and the least and most."""
-    found = table().loc[name]
-    mean, least, most = (f"{found[x]:,.0f}" for x in ("mean", "least", "most"))
-    return f"{mean} ({least} to {most}, {found['seeds']:.0f} seeds)"
+    """README's words for an experiment: seed 0's return, and the mean, least and most of all."""
+    found = results().query("name == @name").set_index("seed")["return"]
+    one, mean, least, most = (f"{x:,.0f}" for x in (found[0], found.mean(), found.min(),
+                                                    found.max()))
+    return f"{one} (mean of {len(found)} seeds {mean}, {least} to {most})"
 
 
 def main():

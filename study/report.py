@@ -202,11 +202,11 @@ def claims(study):
         seeds = sizes[0] if len(set(sizes)) == 1 else " / ".join(sizes)
         cells = [mean.groupby(level=0).first(), *found]
         yield f"| {words} | {' | '.join(map(middle, cells))} | {seeds} |"
-    for data in ("20 mean", "controller"):
-        below = study.below(data, "cql", USUAL - 1)
-        if below != "–":
-            yield f"below {LEAST:.0f} on {below} seeds"
+    below = [study.below(data, "cql", USUAL - 1) for data in ("20 mean", "controller")]
+    yield f"below {LEAST:.0f}, the least possible, on {' and '.join(below)} seeds"
     yield f"on {study.close('last 10', 'cql')} seeds"
+    found = study.get("promised", "last 10", "sac")
+    yield f"of the last ten {middle(found)} at the end, where 100 is the most ({len(found)} seeds)"
     near = study.get("swing excess near", "last 10", "sac", step=4000)
     yield f"{middle(near)} too high near recorded torques as well ({len(near)} seeds"
     cql, sac = (study.get("contrast", "last 10", name, step=10_000) for name in ("cql", "sac"))
@@ -219,12 +219,12 @@ def claims(study):
     seeds = study.get("gain", "all", "cql, weight 1").index
     light, usual = (-iqm(study.get("gain", "all", name).reindex(seeds))
                     for name in ("cql, weight 0.2", "cql"))
-    yield f"ends {number(light)} below its teacher, with the page's 5 {number(usual)}"
+    yield f"ends {number(light)} below its teacher, at the page's 5, {number(usual)} below"
     for name in ("bc", "bc, a layer more"):
         found = study.get("return", "controller", name)
         if len(found):
             yield several(found)
-    for updates, words in ((USUAL, "returns more on {} runs"), (20_000, "after 20,000 on {}")):
+    for updates, words in ((USUAL, "greedy returns more on {} runs"), (20_000, "after 20,000 on {}")):
         better = [study.get("greedy", data, "cql", updates) - study.get("return", data, "cql",
                                                                         updates)
                   for data in ("20 mean", "controller")]

@@ -172,7 +172,8 @@ def test_the_report_of_made_up_lines(tmp_path):
     claims = [*report.claims(study)]
     assert claims[0] == (
         "| a SAC teacher's last ten episodes | -300 | -1,500 | -146 | – | 12 / 7 / 0 |")
-    assert "below -103 on 1 of 2 seeds" in claims and "on 7 of 7 seeds" in claims
+    assert "below -103, the least possible, on 1 of 2 and – seeds" in claims
+    assert "on 7 of 7 seeds" in claims
     assert study.below("20 mean", "cql", 20_000) == "0 of 2"        # no test of these was below
     tables = {title: {tuple(row[:2]): row[2:] for row in frame.astype(str).values.tolist()}
               for title, _, frame in report.tables(study)}
