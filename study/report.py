@@ -38,7 +38,6 @@ WAYS = ["return", "mean", "greedy"]
 OLD_TESTS = ["step", "return", "promised", "delivered", "contrast", "gap"]
 USUAL = 50_000               # updates of a student, if nothing else is said
 CLOSE = 25                   # below its teacher: as good as it
-HIDDEN = 150                 # from the group's IQM: a seed that the IQM hides
 LEAST, MOST = ours.possible()                           # that a policy can deliver
 
 
@@ -367,15 +366,6 @@ def tables_of_others(study):
            "theirs and ours; theirs also in 100 episodes after 30,000.", framed(
                rows, "data", "student", "return", "ours", "promise", "ours promises",
                "return after 30,000"))
-    rows = []
-    for place, found in finals[finals["data"] != ""].groupby(["data", "name", "of"], sort=False):
-        gain = found.set_index("seed")["gain"].dropna()
-        apart = gain[abs(gain - iqm(gain)) > HIDDEN]
-        if len(apart):
-            rows.append([*place, number(iqm(gain), sign="+"), number(gain.mean(), sign="+"),
-                         len(gain), each(apart)])
-    yield ("Seeds that the IQM hides", f"Gains more than {HIDDEN} from it.", framed(
-        rows, "data", "student", "updates", "IQM", "mean", "seeds", "these"))
     where = pd.DataFrame([{"processor": line.get("cpu") or "unknown", "lines": line["seed"],
                            "commit": line["commit"][:7] + line["commit"][40:]}
                           for line in study.lines])
