@@ -223,9 +223,8 @@ def claims(study):
         found = study.get("return", "controller", name)
         if len(found):
             yield several(found)
-    for updates, words in ((USUAL, "greedy returns more on {} runs"), (20_000, "after 20,000 on {}")):
-        better = [study.get("greedy", data, "cql", updates) - study.get("return", data, "cql",
-                                                                        updates)
+    for n, words in ((USUAL, "greedy returns more on {} runs"), (20_000, "after 20,000 on {}")):
+        better = [study.get("greedy", data, "cql", n) - study.get("return", data, "cql", n)
                   for data in ("20 mean", "controller")]
         yield words.format(count(pd.concat(better).dropna() > 0))
     for words, name in (("the notebook's own code returned {} here ({} seeds)", "notebook teacher"),
