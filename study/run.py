@@ -68,6 +68,7 @@ GRID = [
     *((["teacher"], [None], range(10, 14), {"as_printed": [name]}) for name in ALL_FOUR),
     *((["cql"], ["last 10"], [3], {"student": student}) for student in range(103, 108)),
     (measure.INTERVENTIONS, ["last 10"], LATER, SHORT),
+    (["sac", "cql"], ["last 10", "all", "random 20"], FIVE, SHORT),
     (["cql, fixed temperature"], ["20 mean", "controller"], FIVE, SHORT),
     (["cql"], ["20 mean", "controller", "controller + 0.5"], FIVE, {"weight": 0.2} | SHORT),
     (["cql"], ["20 mean + 0.5"], TEN, SHORT),
