@@ -291,24 +291,27 @@ def deeper(kind):
     return type(kind.__name__, (kind,), {"ModelAction": ModelAction})
 
 
-class LikelyBC(ours.BC):
-    """BC by the likelihood: the policy's Gaussian should explain what tanh makes the torques of.
-    That is infinite for 2 N m, so that torques count as 1.98 N m at most."""
+class OtherBC(ours.BC):
+    """BC by the loss of a class made of it."""
     def train(self, state, action, reward, next_state, over):
+        loss = self.loss(state, action)
+        self.optimizer_action.zero_grad()
+        loss.backward()
+        self.optimizer_action.step()
+
+
+class LikelyBC(OtherBC):
+    """By the likelihood: the policy's Gaussian should explain what tanh makes the torques of. That
+    is infinite for 2 N m, so that torques count as 1.98 N m at most."""
+    def loss(self, state, action):
         sample = (action / ours.TORQUE).clamp(-0.99, 0.99).atanh()              # [b, 1]
-        loss = -gaussian(self, state).log_prob(sample).mean()
-        self.optimizer_action.zero_grad()
-        loss.backward()
-        self.optimizer_action.step()
+        return -gaussian(self, state).log_prob(sample).mean()
 
 
-class MeanBC(ours.BC):
-    """BC by the squared error of the mean torque, which leaves the spread as it began."""
-    def train(self, state, action, reward, next_state, over):
-        loss = self.loss_fn(gaussian(self, state).mean.tanh() * ours.TORQUE, action)
-        self.optimizer_action.zero_grad()
-        loss.backward()
-        self.optimizer_action.step()
+class MeanBC(OtherBC):
+    """By the squared error of the mean torque, which leaves the spread as it began."""
+    def loss(self, state, action):
+        return self.loss_fn(gaussian(self, state).mean.tanh() * ours.TORQUE, action)
 
 
 LOSSES = {"bc, likelihood": LikelyBC, "bc, mean torque": MeanBC}

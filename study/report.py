@@ -92,6 +92,11 @@ class Study:
             return pd.Series(dtype=float)
         return found[column].dropna().astype(float)
 
+    def three_ways(self, data, name, updates):
+        """The returns in all three ways, of the seeds that have them: three columns by seed."""
+        seeds = self.get("greedy", data, name, updates).index
+        return [self.get(way, data, name, updates).reindex(seeds) for way in WAYS]
+
     def close(self, data, name):
         """On how many seeds a student is as good as its teacher."""
         return count(self.get("gain", data, name) > -CLOSE)
@@ -132,19 +137,13 @@ def middle(values, digits=0):
     return number(iqm(values), digits)
 
 
-def spread(values, digits=0):
+def spread(values, digits=0, words="{} ({} to {}) [{}]"):
     """IQM (lowest to highest) [seeds]."""
     values = values.dropna()
     if not len(values):
         return "–"
     low, high = number(values.min(), digits), number(values.max(), digits)
-    return f"{middle(values, digits)} ({low} to {high}) [{len(values)}]"
-
-
-def several(values):
-    """The same in README's words."""
-    return (f"{middle(values)} ({number(values.min())} to {number(values.max())}, "
-            f"{len(values)} seeds)")
+    return words.format(middle(values, digits), low, high, len(values))
 
 
 def count(found):
@@ -222,11 +221,13 @@ def claims(study):
     for name in ("bc", "bc, a layer more"):
         found = study.get("return", "controller", name)
         if len(found):
-            yield several(found)
+            yield spread(found, words="{} ({} to {}, {} seeds)")
     for n, words in ((USUAL, "greedy returns more on {} runs"), (20_000, "after 20,000 on {}")):
-        better = [study.get("greedy", data, "cql", n) - study.get("return", data, "cql", n)
-                  for data in ("20 mean", "controller")]
-        yield words.format(count(pd.concat(better).dropna() > 0))
+        better = []
+        for data in ("20 mean", "controller"):
+            drawn, _, greedy = study.three_ways(data, "cql", n)
+            better += [*(greedy > drawn)]
+        yield words.format(count(better))
     for words, name in (("the notebook's own code returned {} here ({} seeds)", "notebook teacher"),
                         ("ours as printed {} ({};", "teacher as printed"),
                         ("ours corrected {} ({})", "teacher")):
@@ -238,11 +239,10 @@ def study_claims(study):
     """Rows of study/README's tables, the same way."""
     for data, name in itertools.product(DATA, ("sac", "cql", "cql, a layer more")):
         for updates in (20_000, USUAL):
-            seeds = study.get("greedy", data, name, updates).index          # all three ways
-            if len(seeds):
-                found = [study.get(way, data, name, updates).reindex(seeds) for way in WAYS]
+            found = study.three_ways(data, name, updates)
+            if len(found[0]):
                 cells = " | ".join(map(middle, found))
-                yield f"| {data} | {name} | {updates:,} | {cells} | {len(seeds)} |"
+                yield f"| {data} | {name} | {updates:,} | {cells} | {len(found[0])} |"
     for n, data in DOSES.items():
         found = study.get("return", data, "sac")
         if len(found):
@@ -290,11 +290,9 @@ def tables_of_time(study):
             below = [study.below(data, name, n - 1) for n in (20_000, USUAL)]
             ends.append([data, name, *cells, *below])
     for data, name in itertools.product(DATA, ("sac", "cql", "cql, a layer more")):
-        seeds = [get("greedy", data, name, n).index for n in (20_000, USUAL)]   # all three ways
-        if any(map(len, seeds)):
-            blame.append([data, name, *(
-                spread(get(way, data, name, n).reindex(some))
-                for n, some in zip((20_000, USUAL), seeds) for way in WAYS)])
+        found = [x for n in (20_000, USUAL) for x in study.three_ways(data, name, n)]
+        if any(map(len, found)):
+            blame.append([data, name, *map(spread, found)])
     yield ("Recordings of finished policies", "20 episodes; the columns say after how many updates."
            f" Below: on how many seeds a test promised less than {LEAST:.0f}, the worst reward for "
            "ever.", framed(ends, "data", "student", *(f"return, {n}" for n in after), *(
